@@ -1,0 +1,30 @@
+// rbar: version, platform and the few compile-time promises the library makes.
+// This is the only header that names a compiler or a platform.
+#pragma once
+
+#define RBAR_VERSION_MAJOR 0
+#define RBAR_VERSION_MINOR 1
+#define RBAR_VERSION_PATCH 0
+#define RBAR_VERSION_STRING "0.1.0"
+
+// xsimd's sin and cos are wrong by up to 2.0 under -ffast-math (measured with 8.1 and 14.3), and
+// NaN checks vanish. -fno-math-errno -fno-trapping-math -ffp-contract=fast are safe and enough.
+#if defined(__FAST_MATH__)
+#error "rbar does not support -ffast-math: use -fno-math-errno -fno-trapping-math -ffp-contract=fast"
+#endif
+
+#if defined(_MSVC_LANG)
+static_assert(_MSVC_LANG >= 202002L, "rbar needs C++20");
+#else
+static_assert(__cplusplus >= 202002L, "rbar needs C++20");
+#endif
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define RBAR_INLINE __forceinline
+#define RBAR_RESTRICT __restrict
+#define RBAR_NOINLINE __declspec(noinline)
+#else
+#define RBAR_INLINE inline __attribute__((always_inline))
+#define RBAR_RESTRICT __restrict__
+#define RBAR_NOINLINE __attribute__((noinline))
+#endif
