@@ -38,9 +38,8 @@ using Shape = std::array<Index, static_cast<std::size_t>(Rank)>;
 
 template <class Tensorial>
 auto shape_of(const Tensorial& tensor) {
-  constexpr int rank = Tensorial::NumDimensions;
-  Shape<rank> shape{};
-  for (int i = 0; i < rank; ++i) shape[static_cast<std::size_t>(i)] = tensor.dimension(i);
+  Shape<Tensorial::NumDimensions> shape{};
+  for (std::size_t i = 0; i < shape.size(); ++i) shape[i] = tensor.dimensions()[i];
   return shape;
 }
 
