@@ -36,11 +36,16 @@ using Shape = std::array<Index, static_cast<std::size_t>(Rank)>;
 
 // --- shapes -------------------------------------------------------------------------------------
 
+// Sizes of a tensor, of a view of one or of a matrix.
 template <class Tensorial>
 auto shape_of(const Tensorial& tensor) {
-  Shape<Tensorial::NumDimensions> shape{};
-  for (std::size_t i = 0; i < shape.size(); ++i) shape[i] = tensor.dimensions()[i];
-  return shape;
+  if constexpr (requires { tensor.rows(); }) {
+    return Shape<2>{tensor.rows(), tensor.cols()};
+  } else {
+    Shape<Tensorial::NumDimensions> shape{};
+    for (std::size_t i = 0; i < shape.size(); ++i) shape[i] = tensor.dimensions()[i];
+    return shape;
+  }
 }
 
 // Gives `tensor` this shape. Memory is touched only when the number of elements changes, so a
@@ -74,6 +79,10 @@ ConstTensorView<T, Rank> view(const Tensor<T, Rank>& tensor) {
 template <class T, int Rank>
 ConstTensorView<T, Rank> as_const(const TensorView<T, Rank>& tensor) {
   return ConstTensorView<T, Rank>(tensor.data(), tensor.dimensions());
+}
+template <class T>
+ConstMatrixView<T> as_const(const MatrixView<T>& matrix) {
+  return ConstMatrixView<T>(matrix.data(), matrix.rows(), matrix.cols());
 }
 
 template <class T, class... Sizes>
