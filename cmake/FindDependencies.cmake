@@ -1,0 +1,34 @@
+# How rbar finds what its headers need; used by the build and by an installed rbarConfig.cmake.
+# Each macro leaves the dependency's own target behind, or no target when there is none.
+
+# Eigen 3.4 up to 5. A version range is refused by some of its packages, so a plain search follows.
+macro(rbar_find_eigen)
+  if(NOT TARGET Eigen3::Eigen)
+    find_package(Eigen3 3.4...5 CONFIG QUIET)
+    if(NOT Eigen3_FOUND)
+      find_package(Eigen3 CONFIG QUIET)
+      if(Eigen3_FOUND AND (Eigen3_VERSION VERSION_LESS 3.4 OR Eigen3_VERSION VERSION_GREATER_EQUAL 6))
+        message(FATAL_ERROR "rbar needs Eigen 3.4 to 5, found ${Eigen3_VERSION} in ${Eigen3_DIR}")
+      endif()
+    endif()
+  endif()
+endmacro()
+
+# xsimd 8.1 up to 14: every release has the bare target "xsimd".
+macro(rbar_find_xsimd)
+  if(NOT TARGET xsimd)
+    find_package(xsimd CONFIG QUIET)
+    if(xsimd_FOUND AND (xsimd_VERSION VERSION_LESS 8.1 OR xsimd_VERSION VERSION_GREATER_EQUAL 15))
+      message(FATAL_ERROR "rbar needs xsimd 8.1 to 14, found ${xsimd_VERSION} in ${xsimd_DIR}")
+    endif()
+    # Debian's xsimd links a library "xtl" that it neither needs nor installs.
+    if(TARGET xsimd AND NOT TARGET xtl)
+      get_target_property(rbar_xsimd_links xsimd INTERFACE_LINK_LIBRARIES)
+      if(rbar_xsimd_links)
+        list(REMOVE_ITEM rbar_xsimd_links xtl)
+        set_target_properties(xsimd PROPERTIES INTERFACE_LINK_LIBRARIES "${rbar_xsimd_links}")
+      endif()
+      unset(rbar_xsimd_links)
+    endif()
+  endif()
+endmacro()
