@@ -28,3 +28,13 @@ static_assert(__cplusplus >= 202002L, "rbar needs C++20");
 #define RBAR_RESTRICT __restrict__
 #define RBAR_NOINLINE __attribute__((noinline))
 #endif
+
+// GCC 12's AVX-512 intrinsics start from deliberately undefined registers, and -Wall reports that in every caller
+// (GCC bug 105593). The warning belongs to the header's lines, so it is silenced where they are first read.
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13 && defined(__AVX512F__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
