@@ -127,6 +127,10 @@ RBAR_INLINE T reduce_max(const Batch<T>& value) {
   return largest;
 }
 
+// The bits of a float register as integers and back (xsimd 8.1 and 9+ spell bitwise_cast differently).
+RBAR_INLINE Batch<std::int32_t> to_bits(const Batch<float>& value) { return std::bit_cast<Batch<std::int32_t>>(value); }
+RBAR_INLINE Batch<float> from_bits(const Batch<std::int32_t>& bits) { return std::bit_cast<Batch<float>>(bits); }
+
 template <class T>
 RBAR_INLINE Batch<T> max(const Batch<T>& a, const Batch<T>& b) {
   return xsimd::max(a, b);

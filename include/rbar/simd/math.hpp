@@ -1,0 +1,65 @@
+// exp2 and exp of a register, for the loops that live on them (softmax, sigmoids).
+//
+//   float : 2^t = 2^n · 2^f with n = round(t), f = t − n in [−½, ½], and 2^f a minimax polynomial of degree 5 (relative
+//           error 9.2e-8 before rounding, 2e-7 after it). n is rounded by adding the magic number 1.5·2²³, which leaves
+//           it in the low bits of the sum; a shift by 23 makes them the exponent field of 2^n.
+//   double: xsimd's, accurate to an ulp or so. Only gradient checks run in double.
+//
+// Both are total: −inf gives 0, +inf gives +inf, every NaN stays a NaN. In float, results below 2^−125.5 are 0.
+#pragma once
+
+#include "rbar/simd/batch.hpp"
+
+namespace rbar::simd {
+
+namespace detail {
+
+// The magic number also carries the bias of the exponent field, less one: the scale is 2^(n−1), and the missing factor
+// 2 sits in the polynomials. That way n = 128 is still a finite scale, and the result overflows only where it should,
+// while n = −126 makes the field, and with it the result, exactly 0.
+inline constexpr float exponent_magic = 12582912.0f + 126.0f;
+
+RBAR_INLINE Batch<float> half_power_of_two(const Batch<float>& n_plus_magic) {
+  return from_bits(to_bits(n_plus_magic) << 23);
+}
+
+// The bound is the first operand because x86's max and min hand on their second operand when either is a NaN.
+RBAR_INLINE Batch<float> clamp(const Batch<float>& x, float low, float high) {
+  return min(broadcast(high), max(broadcast(low), x));
+}
+
+}  // namespace detail
+
+// 2^t.
+RBAR_INLINE Batch<float> exp2(const Batch<float>& t) {
+  const Batch<float> clamped = detail::clamp(t, -126.0f, 129.0f);
+  const Batch<float> n_plus_magic = clamped + broadcast(detail::exponent_magic);
+  const Batch<float> f = clamped - (n_plus_magic - broadcast(detail::exponent_magic));
+  Batch<float> p = broadcast(2.652946830e-03f);  // 2·2^f
+  p = multiply_add(p, f, broadcast(1.934302579e-02f));
+  p = multiply_add(p, f, broadcast(1.110146743e-01f));
+  p = multiply_add(p, f, broadcast(4.804448416e-01f));
+  p = multiply_add(p, f, broadcast(1.386293955e+00f));
+  p = multiply_add(p, f, broadcast(2.0f));
+  return p * detail::half_power_of_two(n_plus_magic);
+}
+RBAR_INLINE Batch<double> exp2(const Batch<double>& t) { return xsimd::exp2(t); }
+
+// e^x = 2^n · e^r with r = x − n·ln 2. ln 2 is split (Cody & Waite) so that n times its upper part is exact.
+RBAR_INLINE Batch<float> exp(const Batch<float>& x) {
+  const Batch<float> clamped = detail::clamp(x, -87.4f, 89.4f);
+  const Batch<float> n_plus_magic = multiply_add(clamped, broadcast(1.44269504f), broadcast(detail::exponent_magic));
+  const Batch<float> n = n_plus_magic - broadcast(detail::exponent_magic);
+  Batch<float> r = multiply_add(n, broadcast(-0.693359375f), clamped);
+  r = multiply_add(n, broadcast(2.12194440e-4f), r);
+  Batch<float> p = broadcast(1.658063812e-02f);  // 2·e^r
+  p = multiply_add(p, r, broadcast(8.379586080e-02f));
+  p = multiply_add(p, r, broadcast(3.333527223e-01f));
+  p = multiply_add(p, r, broadcast(9.999829904e-01f));
+  p = multiply_add(p, r, broadcast(1.999999414e+00f));
+  p = multiply_add(p, r, broadcast(2.0f));
+  return p * detail::half_power_of_two(n_plus_magic);
+}
+RBAR_INLINE Batch<double> exp(const Batch<double>& x) { return xsimd::exp(x); }
+
+}  // namespace rbar::simd
