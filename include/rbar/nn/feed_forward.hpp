@@ -1,0 +1,104 @@
+// The feed-forward block of a transformer, with one hidden layer or with a gated one.
+//   FeedForward  y = W_down f(W_up x + b_up) + b_down
+//   SwiGLU       y = W_down (silu(W_gate x) ∘ W_up x)        (Shazeer, arXiv:2002.05202)
+#pragma once
+
+#include "rbar/nn/activation.hpp"
+#include "rbar/nn/linear.hpp"
+
+namespace rbar {
+
+// [N, D] -> [N, D]. Errors: a matrix of another width, a cache of other rows.
+template <class T>
+struct FeedForward {
+  using Scalar = T;
+  struct Cache {
+    Tensor<T, 2> hidden, activated;  // [N, F], before and after f
+    mutable Tensor<T, 2> dhidden;    // [N, F], scratch of backward
+  };
+
+  Linear<T> up, down;  // [F, D], [D, F]
+  Activation activation = Activation::gelu;
+
+  FeedForward() = default;
+  FeedForward(Index dim, Index hidden, bool bias, Rng& rng, Activation activation_ = Activation::gelu)
+      : up(dim, hidden, bias, rng), down(hidden, dim, bias, rng), activation(activation_) {}
+
+  void forward(ConstMatrixView<T> x, MatrixView<T> y, Cache& cache) const {
+    ensure_shape(cache.hidden, {x.rows(), up.out()});
+    ensure_shape(cache.activated, {x.rows(), up.out()});
+    up.forward(x, rows(cache.hidden));
+    activation_forward<T>(activation, rows(std::as_const(cache.hidden)), rows(cache.activated));
+    down.forward(rows(std::as_const(cache.activated)), y);
+  }
+
+  void backward(ConstMatrixView<T> dy, ConstMatrixView<T> x, const Cache& cache, MatrixView<T> dx, FeedForward& grad,
+                bool accumulate_dx = false) const {
+    require_shape("FeedForward::backward", "cache", cache.hidden, {x.rows(), up.out()});
+    ensure_shape(cache.dhidden, shape_of(cache.hidden));
+    const MatrixView<T> dhidden = rows(cache.dhidden);
+    down.backward(dy, rows(cache.activated), dhidden, grad.down);
+    activation_backward<T>(activation, as_const(dhidden), rows(cache.hidden), dhidden);
+    up.backward(as_const(dhidden), x, dx, grad.up, accumulate_dx);
+  }
+
+  void parameters(auto&& visit) {
+    visit_layer(visit, "up", up);
+    visit_layer(visit, "down", down);
+  }
+};
+
+// [N, D] -> [N, D]. Llama names the three matrices w1 (gate), w3 (up) and w2 (down). Errors: as above.
+template <class T>
+struct SwiGLU {
+  using Scalar = T;
+  struct Cache {
+    Tensor<T, 2> gate, up, product;   // [N, F]: W_gate x, W_up x, silu(gate)∘up
+    mutable Tensor<T, 2> dgate, dup;  // [N, F], scratch of backward
+  };
+
+  Linear<T> gate, up, down;  // [F, D], [F, D], [D, F]
+
+  SwiGLU() = default;
+  SwiGLU(Index dim, Index hidden, bool bias, Rng& rng)
+      : gate(dim, hidden, bias, rng), up(dim, hidden, bias, rng), down(hidden, dim, bias, rng) {}
+
+  void forward(ConstMatrixView<T> x, MatrixView<T> y, Cache& cache) const {
+    const Shape<2> hidden{x.rows(), up.out()};
+    ensure_shape(cache.gate, hidden);
+    ensure_shape(cache.up, hidden);
+    ensure_shape(cache.product, hidden);
+    gate.forward(x, rows(cache.gate));
+    up.forward(x, rows(cache.up));
+    detail::for_each_register<T>(cache.gate.size(), [&](Index i, Index count) {
+      const auto gated = detail::activate<Activation::silu, T>(detail::load_some(cache.gate.data() + i, count)).value;
+      detail::store_some(cache.product.data() + i, gated * detail::load_some(cache.up.data() + i, count), count);
+    });
+    down.forward(rows(std::as_const(cache.product)), y);
+  }
+
+  void backward(ConstMatrixView<T> dy, ConstMatrixView<T> x, const Cache& cache, MatrixView<T> dx, SwiGLU& grad,
+                bool accumulate_dx = false) const {
+    require_shape("SwiGLU::backward", "cache", cache.gate, {x.rows(), up.out()});
+    ensure_shape(cache.dgate, shape_of(cache.gate));
+    ensure_shape(cache.dup, shape_of(cache.up));
+    down.backward(dy, rows(cache.product), rows(cache.dup), grad.down);  // d(product), split below
+    detail::for_each_register<T>(cache.gate.size(), [&](Index i, Index count) {
+      const auto silu = detail::activate<Activation::silu, T>(detail::load_some(cache.gate.data() + i, count));
+      const auto dproduct = detail::load_some(cache.dup.data() + i, count);
+      const auto slope = silu.slope * detail::load_some(cache.up.data() + i, count);
+      detail::store_some(cache.dgate.data() + i, dproduct * slope, count);
+      detail::store_some(cache.dup.data() + i, dproduct * silu.value, count);
+    });
+    gate.backward(rows(std::as_const(cache.dgate)), x, dx, grad.gate, accumulate_dx);
+    up.backward(rows(std::as_const(cache.dup)), x, dx, grad.up, /*accumulate_dx=*/true);
+  }
+
+  void parameters(auto&& visit) {
+    visit_layer(visit, "gate", gate);
+    visit_layer(visit, "up", up);
+    visit_layer(visit, "down", down);
+  }
+};
+
+}  // namespace rbar
