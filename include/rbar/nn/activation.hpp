@@ -7,7 +7,7 @@
 
 #include "rbar/core/parallel.hpp"
 #include "rbar/core/tensor.hpp"
-#include "rbar/simd/batch.hpp"
+#include "rbar/simd/math.hpp"
 
 #include <algorithm>
 #include <string_view>
@@ -51,7 +51,7 @@ template <class T>
 RBAR_INLINE ValueAndSlope<simd::Batch<T>> normal_distribution(const simd::Batch<T>& x) {
   using B = simd::Batch<T>;
   const B density_scale(T(0.398942280401432678));  // 1/√(2π)
-  const B gauss = xsimd::exp(x * x * B(T(-0.5)));
+  const B gauss = simd::exp(x * x * B(T(-0.5)));
   if constexpr (std::is_same_v<T, float>) {
     // Φ(−u) = exp(−u²/2)·R(u) for u = |x|, with R written as t·P(t) in t = 1/(1 + 0.27u) (the form of
     // Hastings; see Abramowitz, Stegun, 7.1.26). P interpolates at the Chebyshev nodes of 0 <= u <= 14,
@@ -73,7 +73,7 @@ RBAR_INLINE ValueAndSlope<simd::Batch<T>> normal_distribution(const simd::Batch<
 template <class T>
 RBAR_INLINE simd::Batch<T> sigmoid(const simd::Batch<T>& x) {
   using B = simd::Batch<T>;
-  return B(T(1)) / (B(T(1)) + xsimd::exp(-x));
+  return B(T(1)) / (B(T(1)) + simd::exp(-x));
 }
 
 template <Activation activation, class T>
