@@ -1,28 +1,39 @@
 // The one seam for dense matrix products. All matrices are row-major with a leading dimension
-// (elements from one row to the next).
+// (elements from one row to the next). float and double run on the blocked kernels of simd/gemm.hpp;
+// RBAR_GEMM_EIGEN or RBAR_GEMM_ONEDNN (CMake: -DRBAR_GEMM=eigen|onednn) choose another library, and
+// other scalars always use Eigen.
 #pragma once
 
 #include "rbar/core/parallel.hpp"
 #include "rbar/core/tensor.hpp"
 
+#include <algorithm>
+#include <type_traits>
+
+#if defined(RBAR_GEMM_ONEDNN)
+#include <dnnl.h>
+#endif
+#if !defined(RBAR_GEMM_EIGEN)
+#include "rbar/simd/gemm.hpp"
+#endif
+
 namespace rbar {
 
 enum class Transpose { no, yes };
 
-// C[m,n] = op(A)[m,k] · op(B)[k,n], or C += with accumulate. A is stored [m,k] (or [k,m] transposed),
-// B [k,n] (or [n,k] transposed). Chunks over rows of C are fixed, so bits do not depend on threads.
+namespace detail {
+
+// Chunks over rows of C are fixed, so bits do not depend on threads.
 template <class T>
-void gemm(Transpose transpose_a, Transpose transpose_b, Index m, Index n, Index k, const T* a, Index lda, const T* b,
-          Index ldb, T* c, Index ldc, bool accumulate = false) {
+void eigen_gemm(Transpose transpose_a, Transpose transpose_b, Index m, Index n, Index k, const T* a, Index lda,
+                const T* b, Index ldb, T* c, Index ldc, bool accumulate) {
   using Strided = Eigen::Map<Matrix<T>, 0, Eigen::OuterStride<>>;
   using ConstStrided = Eigen::Map<const Matrix<T>, 0, Eigen::OuterStride<>>;
-  if (m == 0 || n == 0) return;
   constexpr Index chunk = 128;
   parallel_for(m, chunk, [&](Index begin, Index end) {
     const Index count = end - begin;
     Strided out(c + begin * ldc, count, n, Eigen::OuterStride<>(ldc));
     if (!accumulate) out.setZero();
-    if (k == 0) return;
     const auto multiply = [&](const auto& left) {
       if (transpose_b == Transpose::no)
         out.noalias() += left * ConstStrided(b, k, n, Eigen::OuterStride<>(ldb));
@@ -34,6 +45,39 @@ void gemm(Transpose transpose_a, Transpose transpose_b, Index m, Index n, Index 
     else
       multiply(ConstStrided(a + begin, k, count, Eigen::OuterStride<>(lda)).transpose());
   });
+}
+
+}  // namespace detail
+
+// C[m,n] = op(A)[m,k] · op(B)[k,n], or C += with accumulate. A is stored [m,k] (or [k,m] transposed),
+// B [k,n] (or [n,k] transposed); C overlaps neither. NaN and infinity propagate. Same bits for every
+// number of threads (with oneDNN: if its own OpenMP threads keep their number).
+template <class T>
+void gemm(Transpose transpose_a, Transpose transpose_b, Index m, Index n, Index k, const T* a, Index lda, const T* b,
+          Index ldb, T* c, Index ldc, bool accumulate = false) {
+  if (m <= 0 || n <= 0) return;
+  if (k <= 0) {
+    if (!accumulate)
+      for (Index i = 0; i < m; ++i) std::fill(c + i * ldc, c + i * ldc + n, T(0));
+    return;
+  }
+#if defined(RBAR_GEMM_ONEDNN)
+  if constexpr (std::is_same_v<T, float>) {
+    const dnnl_status_t status =
+        dnnl_sgemm(transpose_a == Transpose::yes ? 'T' : 'N', transpose_b == Transpose::yes ? 'T' : 'N', m, n, k, 1.0f,
+                   a, lda, b, ldb, accumulate ? 1.0f : 0.0f, c, ldc);
+    require(status == dnnl_success, "gemm", "dnnl_sgemm", "success", static_cast<int>(status));
+    return;
+  }
+#endif
+#if !defined(RBAR_GEMM_EIGEN)
+  if constexpr (std::is_same_v<T, float> || std::is_same_v<T, double>) {
+    simd::blocked_gemm(transpose_a == Transpose::yes, transpose_b == Transpose::yes, m, n, k, a, lda, b, ldb, c, ldc,
+                       accumulate);
+    return;
+  }
+#endif
+  detail::eigen_gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, accumulate);
 }
 
 }  // namespace rbar

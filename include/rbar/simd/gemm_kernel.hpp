@@ -1,0 +1,127 @@
+// The two inner loops of the matrix product: a register block of C over packed panels, and dot
+// products of rows for products with few rows, which are bound by memory.
+#pragma once
+
+#include "rbar/simd/batch.hpp"
+
+namespace rbar::simd {
+
+// Register block of C: 8 × 3 vectors of 32 registers, 4 × 3 of 16, leaving 3 for B and 1 or more for A.
+inline constexpr Index gemm_rows = register_count / 4;
+inline constexpr Index gemm_vectors = 3;
+template <class T>
+inline constexpr Index gemm_columns = gemm_vectors* lanes<T>;
+
+namespace detail {
+
+// C[Rows, columns] (+)= Σ_p a[p·gemm_rows + r] · b[p·b_step + j], columns in ((Vectors-1)·lanes, Vectors·lanes].
+template <Index Rows, Index Vectors, class T>
+void multiply_block(Index depth, const T* RBAR_RESTRICT a, const T* RBAR_RESTRICT b, Index b_step, T* RBAR_RESTRICT c,
+                    Index ldc, Index columns, bool accumulate) {
+  Batch<T> sum[Rows][Vectors];
+  for (Index r = 0; r < Rows; ++r)
+    for (Index v = 0; v < Vectors; ++v) sum[r][v] = zero<T>();
+  for (Index p = 0; p < depth; ++p) {
+    Batch<T> right[Vectors];
+    for (Index v = 0; v < Vectors; ++v) right[v] = load(b + v * lanes<T>);
+    for (Index r = 0; r < Rows; ++r) {
+      const auto left = broadcast(a[r]);
+      for (Index v = 0; v < Vectors; ++v) sum[r][v] = multiply_add(left, right[v], sum[r][v]);
+    }
+    a += gemm_rows;
+    b += b_step;
+  }
+  constexpr Index whole = Vectors - 1;
+  const Index rest = columns - whole * lanes<T>;
+  for (Index r = 0; r < Rows; ++r, c += ldc) {
+    for (Index v = 0; v < whole; ++v)
+      store(c + v * lanes<T>, accumulate ? sum[r][v] + load(c + v * lanes<T>) : sum[r][v]);
+    T* last = c + whole * lanes<T>;
+    if (rest == lanes<T>)
+      store(last, accumulate ? sum[r][whole] + load(last) : sum[r][whole]);
+    else
+      store_partial(last, accumulate ? sum[r][whole] + load_partial(last, rest) : sum[r][whole], rest);
+  }
+}
+
+// The rows at the lower edge are split into powers of two: 4 × 3 kernels instead of 8 × 3.
+template <Index Rows, Index Vectors, class T>
+void multiply_rows(Index depth, const T* a, const T* b, Index b_step, T* c, Index ldc, Index rows, Index columns,
+                   bool accumulate) {
+  if (rows >= Rows) {
+    multiply_block<Rows, Vectors>(depth, a, b, b_step, c, ldc, columns, accumulate);
+    a += Rows, c += Rows * ldc, rows -= Rows;
+  }
+  if constexpr (Rows > 1)
+    if (rows > 0) multiply_rows<Rows / 2, Vectors>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
+}
+
+// C[Rows, Columns] (+)= rows of A times rows of B, inner dimension contiguous in both.
+template <Index Rows, Index Columns, class T>
+void dot_block(Index depth, const T* RBAR_RESTRICT a, Index lda, const T* RBAR_RESTRICT b, Index ldb,
+               T* RBAR_RESTRICT c, Index ldc, bool accumulate) {
+  Batch<T> sum[Rows][Columns];
+  for (Index r = 0; r < Rows; ++r)
+    for (Index j = 0; j < Columns; ++j) sum[r][j] = zero<T>();
+  Index p = 0;
+  for (; p + lanes<T> <= depth; p += lanes<T>) {
+    Batch<T> left[Rows];
+    for (Index r = 0; r < Rows; ++r) left[r] = load(a + r * lda + p);
+    for (Index j = 0; j < Columns; ++j) {
+      const auto right = load(b + j * ldb + p);
+      for (Index r = 0; r < Rows; ++r) sum[r][j] = multiply_add(left[r], right, sum[r][j]);
+    }
+  }
+  if (p < depth)
+    for (Index j = 0; j < Columns; ++j) {
+      const auto right = load_partial(b + j * ldb + p, depth - p);
+      for (Index r = 0; r < Rows; ++r)
+        sum[r][j] = multiply_add(load_partial(a + r * lda + p, depth - p), right, sum[r][j]);
+    }
+  for (Index r = 0; r < Rows; ++r)
+    for (Index j = 0; j < Columns; ++j) {
+      const T value = reduce_add(sum[r][j]);
+      c[r * ldc + j] = accumulate ? c[r * ldc + j] + value : value;
+    }
+}
+
+template <Index Rows, class T>
+void dot_rows(Index depth, const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc, Index rows, Index columns,
+              bool accumulate) {
+  for (; rows >= Rows; rows -= Rows, a += Rows * lda, c += Rows * ldc) {
+    Index j = 0;
+    for (; j + 4 <= columns; j += 4) dot_block<Rows, 4>(depth, a, lda, b + j * ldb, ldb, c + j, ldc, accumulate);
+    for (; j < columns; ++j) dot_block<Rows, 1>(depth, a, lda, b + j * ldb, ldb, c + j, ldc, accumulate);
+  }
+  if constexpr (Rows > 1)
+    if (rows > 0) dot_rows<Rows / 2>(depth, a, lda, b, ldb, c, ldc, rows, columns, accumulate);
+}
+
+}  // namespace detail
+
+// One panel of A (up to gemm_rows rows, packed) times one of B (up to gemm_columns columns; row p of it
+// at b + p·b_step): C[rows, columns] (+)= A·B.
+template <class T>
+void multiply_panels(Index depth, const T* a, const T* b, Index b_step, T* c, Index ldc, Index rows, Index columns,
+                     bool accumulate) {
+  static_assert(gemm_vectors == 3);
+  if (columns > 2 * lanes<T>)
+    detail::multiply_rows<gemm_rows, 3>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
+  else if (columns > lanes<T>)
+    detail::multiply_rows<gemm_rows, 2>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
+  else
+    detail::multiply_rows<gemm_rows, 1>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
+}
+
+// C[rows, columns] (+)= A·Bᵀ straight from memory: B is read once for up to four rows of A.
+template <class T>
+void multiply_few_rows(Index depth, const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc, Index rows,
+                       Index columns, bool accumulate) {
+  constexpr Index group = 16;  // rows of B that stay in the first caches while the rows of A pass
+  for (Index j = 0; j < columns; j += group) {
+    const Index count = columns - j < group ? columns - j : group;
+    detail::dot_rows<4>(depth, a, lda, b + j * ldb, ldb, c + j, ldc, rows, count, accumulate);
+  }
+}
+
+}  // namespace rbar::simd
