@@ -40,7 +40,7 @@ inline std::string system_message(int code) { return std::generic_category().mes
 
 // Text of strangers on its way into a message: short, and without bytes that a terminal would obey.
 inline std::string printable(std::string_view text) {
-  constexpr std::size_t limit = 120;
+  constexpr std::size_t limit = 200;
   std::string out;
   for (const char c : text.substr(0, limit)) out += static_cast<unsigned char>(c) < 0x20 || c == 0x7f ? '?' : c;
   return text.size() > limit ? out + "..." : out;

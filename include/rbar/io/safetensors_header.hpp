@@ -144,7 +144,8 @@ class HeaderEvents {
   bool null() { unexpected("null"); }
   bool binary(std::vector<std::uint8_t>&) { unexpected("binary data"); }
   bool parse_error(std::size_t, const std::string&, const nlohmann::json::exception& error) {
-    fail("valid JSON", printable(error.what()));
+    const std::string_view message = error.what();  // "[json.exception...] parse error at line ..."
+    fail("valid JSON", printable(message.substr(message.find(' ') + 1)));
   }
 
   [[noreturn]] void fail(std::string_view expected, std::string_view got) const {

@@ -1,0 +1,32 @@
+// A folder of its own for a test, removed with everything in it.
+#pragma once
+
+#include <cstdlib>
+#include <filesystem>
+#include <random>
+#include <string>
+
+namespace test {
+
+class TemporaryFolder {
+ public:
+  TemporaryFolder() {
+    std::random_device random;
+    do path_ = std::filesystem::temp_directory_path() / ("rbar-test-" + std::to_string(random()));
+    while (!std::filesystem::create_directory(path_));
+  }
+  ~TemporaryFolder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  TemporaryFolder(const TemporaryFolder&) = delete;
+  TemporaryFolder& operator=(const TemporaryFolder&) = delete;
+
+  std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
+  std::ptrdiff_t count() const { return std::distance(std::filesystem::directory_iterator(path_), {}); }
+
+ private:
+  std::filesystem::path path_;
+};
+
+}  // namespace test
