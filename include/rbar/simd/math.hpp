@@ -28,6 +28,16 @@ RBAR_INLINE Batch<float> clamp(const Batch<float>& x, float low, float high) {
   return min(broadcast(high), max(broadcast(low), x));
 }
 
+// 2·2^f for f in [−½, ½].
+RBAR_INLINE Batch<float> twice_exp2_fraction(const Batch<float>& f) {
+  Batch<float> p = broadcast(2.652946830e-03f);
+  p = multiply_add(p, f, broadcast(1.934302579e-02f));
+  p = multiply_add(p, f, broadcast(1.110146743e-01f));
+  p = multiply_add(p, f, broadcast(4.804448416e-01f));
+  p = multiply_add(p, f, broadcast(1.386293955e+00f));
+  return multiply_add(p, f, broadcast(2.0f));
+}
+
 }  // namespace detail
 
 // 2^t.
@@ -35,13 +45,7 @@ RBAR_INLINE Batch<float> exp2(const Batch<float>& t) {
   const Batch<float> clamped = detail::clamp(t, -126.0f, 129.0f);
   const Batch<float> n_plus_magic = clamped + broadcast(detail::exponent_magic);
   const Batch<float> f = clamped - (n_plus_magic - broadcast(detail::exponent_magic));
-  Batch<float> p = broadcast(2.652946830e-03f);  // 2·2^f
-  p = multiply_add(p, f, broadcast(1.934302579e-02f));
-  p = multiply_add(p, f, broadcast(1.110146743e-01f));
-  p = multiply_add(p, f, broadcast(4.804448416e-01f));
-  p = multiply_add(p, f, broadcast(1.386293955e+00f));
-  p = multiply_add(p, f, broadcast(2.0f));
-  return p * detail::half_power_of_two(n_plus_magic);
+  return detail::twice_exp2_fraction(f) * detail::half_power_of_two(n_plus_magic);
 }
 RBAR_INLINE Batch<double> exp2(const Batch<double>& t) { return xsimd::exp2(t); }
 
