@@ -57,7 +57,8 @@ TEST_CASE("gradient_check finds a wrong gradient and names it", "[audit]") {
 }
 
 TEST_CASE("gradient_check works on language models", "[audit]") {
-  toy::Bigram<double> model(11, rbar::Rng(5));
+  rbar::Rng rng(5);
+  toy::Bigram<double> model({11}, rng);
   model.leak = 0.5;
   rbar::Tensor<rbar::Token, 2> tokens(2, 9);
   for (rbar::Index i = 0; i < tokens.size(); ++i) tokens.data()[i] = static_cast<rbar::Token>((7 * i + i * i) % 11);

@@ -57,7 +57,8 @@ struct Bigram {
   Tensor<T, 2> table;  // [V, V]
   T leak = 0;          // weight of the next token, at the positions where it exists
 
-  Bigram(Index vocabulary, rbar::Rng rng) : config{vocabulary}, table(vocabulary, vocabulary) {
+  static constexpr const char* model_type = "bigram";
+  Bigram(const Config& c, rbar::Rng& rng) : config(c), table(c.vocab_size, c.vocab_size) {
     for (T& value : rbar::elements(table)) value = static_cast<T>(rng.normal());
   }
   void forward(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, Cache& cache) const {

@@ -24,15 +24,16 @@ namespace rbar {
 class SafetensorsFile {
  public:
   explicit SafetensorsFile(const std::filesystem::path& path)
-      : name_(path.string()), file_(path), header_(parse_safetensors(file_.bytes(), name_)) {}
+      : path_(path.string()), file_(path), header_(parse_safetensors(file_.bytes(), path_)) {}
 
+  const std::string& path() const { return path_; }
   const std::map<std::string, std::string>& metadata() const { return header_.metadata; }
   // In the order of their data.
   std::span<const TensorEntry> entries() const { return header_.entries; }
   bool contains(std::string_view name) const { return find(name) != nullptr; }
   const TensorEntry& at(std::string_view name) const {
     const TensorEntry* entry = find(name);
-    if (entry == nullptr) throw Error("SafetensorsFile::at", name_, "a tensor named " + std::string(name), "none");
+    if (entry == nullptr) throw Error("SafetensorsFile::at", path_, "a tensor named " + std::string(name), "none");
     return *entry;
   }
 
@@ -40,13 +41,13 @@ class SafetensorsFile {
   template <class T>
   void copy_to(std::string_view name, std::span<T> out) const {
     const TensorEntry& entry = at(name);
-    convert("SafetensorsFile::copy_to", name_ + ": " + entry.name, entry.dtype, entry.data, out);
+    convert("SafetensorsFile::copy_to", path_ + ": " + entry.name, entry.dtype, entry.data, out);
   }
 
   template <class T, int Rank>
   Tensor<T, Rank> tensor(std::string_view name) const {
     const TensorEntry& entry = at(name);
-    require(entry.shape.size() == static_cast<std::size_t>(Rank), "SafetensorsFile::tensor", name_ + ": " + entry.name,
+    require(entry.shape.size() == static_cast<std::size_t>(Rank), "SafetensorsFile::tensor", path_ + ": " + entry.name,
             "rank " + std::to_string(Rank), "shape " + detail::describe_shape(entry.shape));
     Tensor<T, Rank> result;
     if constexpr (Rank > 0) {
@@ -64,7 +65,7 @@ class SafetensorsFile {
     return found == header_.by_name.end() ? nullptr : &header_.entries[found->second];
   }
 
-  std::string name_;
+  std::string path_;
   MappedFile file_;
   SafetensorsHeader header_;
 };
