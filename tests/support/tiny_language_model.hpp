@@ -9,7 +9,9 @@
 
 #include <cmath>
 
-namespace rbar::test {
+namespace test {
+
+using namespace rbar;
 
 struct TinyConfig {
   Index vocab_size = 11;
@@ -38,7 +40,7 @@ struct TinyLanguageModel {
   struct Cache {
     Dropout dropout;
     Tensor<Token, 2> tokens;
-    Tensor<T, 2> embedded, hidden, keep;
+    Tensor<T, 2> embedded, hidden, keep, kept;  // kept = keep ⊙ hidden
     mutable Tensor<T, 2> dhidden, dembedded;
   };
   struct State {};
@@ -73,6 +75,7 @@ struct TinyLanguageModel {
     ensure_shape(cache.embedded, {count, config.dim});
     ensure_shape(cache.hidden, {count, config.hidden});
     ensure_shape(cache.keep, {count, config.hidden});
+    ensure_shape(cache.kept, {count, config.hidden});
     ensure_shape(logits, {tokens.dimension(0), tokens.dimension(1), config.vocab_size});
     for (Index i = 0; i < count; ++i)
       rows(cache.embedded).row(i) = rows(embedding).row(static_cast<Index>(tokens.data()[i]));
@@ -80,11 +83,12 @@ struct TinyLanguageModel {
     Rng rng(cache.dropout.seed, cache.dropout.step);
     for (Index i = 0; i < count; ++i)
       for (Index j = 0; j < config.hidden; ++j) {
-        const bool kept = !cache.dropout.active || rng.uniform() >= config.dropout;
-        cache.keep(i, j) = kept ? T(1) / (cache.dropout.active ? T(1 - config.dropout) : T(1)) : T(0);
+        const bool stays = !cache.dropout.active || rng.uniform() >= config.dropout;
+        cache.keep(i, j) = stays ? T(1) / (cache.dropout.active ? T(1 - config.dropout) : T(1)) : T(0);
         cache.hidden(i, j) = std::tanh(cache.hidden(i, j) + bias(j));
+        cache.kept(i, j) = cache.keep(i, j) * cache.hidden(i, j);
       }
-    rows(logits).noalias() = rows(cache.hidden).cwiseProduct(rows(cache.keep)).lazyProduct(rows(head).transpose());
+    rows(logits).noalias() = rows(cache.kept).lazyProduct(rows(head).transpose());
     rows(logits) *= T(1) + gain(0);
   }
 
@@ -93,8 +97,7 @@ struct TinyLanguageModel {
     ensure_shape(cache.dhidden, shape_of(cache.hidden));
     ensure_shape(cache.dembedded, shape_of(cache.embedded));
     auto dhidden = rows(cache.dhidden);
-    const auto kept = rows(cache.hidden).cwiseProduct(rows(cache.keep));
-    rows(grad.head) += scale * rows(dlogits).transpose().lazyProduct(kept);
+    rows(grad.head) += scale * rows(dlogits).transpose().lazyProduct(rows(cache.kept));
     dhidden.noalias() = rows(dlogits).lazyProduct(rows(head));
     for (Index i = 0; i < cache.dhidden.size(); ++i) {
       const T h = cache.hidden.data()[i];
@@ -120,4 +123,4 @@ struct TinyLanguageModel {
   }
 };
 
-}  // namespace rbar::test
+}  // namespace test

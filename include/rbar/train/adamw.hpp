@@ -107,6 +107,12 @@ struct AdamW {
   AdamW() = default;
   explicit AdamW(const AdamWConfig& config_) : config(config_) { config.validate(); }
 
+  // Moments of zero for `size` parameters; the first step does it where nobody has.
+  void allocate(Index size) {
+    first.assign(static_cast<std::size_t>(size), T(0));
+    second.assign(static_cast<std::size_t>(size), T(0));
+  }
+
   // One step with this learning rate. The gradient enters as gradient·gradient_scale, which carries
   // clipping and the mean over accumulated batches without another pass over memory; `zero` clears it
   // for the next backward pass while it is in the cache.
@@ -114,10 +120,7 @@ struct AdamW {
             double gradient_scale = 1, GradientAfterStep after = GradientAfterStep::keep) {
     const auto size = static_cast<std::size_t>(parameters.size());
     require(gradient.size() == parameters.size(), "AdamW::step", "elements of the gradient", size, gradient.size());
-    if (steps == 0 && first.empty()) {
-      first.assign(size, T(0));
-      second.assign(size, T(0));
-    }
+    if (steps == 0 && first.empty()) allocate(parameters.size());
     require(first.size() == size, "AdamW::step", "elements of the parameters (as in the moments)", first.size(), size);
     ++steps;
     const double t = static_cast<double>(steps);

@@ -11,7 +11,9 @@
 
 #include <chrono>
 #include <cmath>
+#include <limits>
 #include <optional>
+#include <string>
 #include <utility>
 
 namespace rbar {
@@ -56,6 +58,8 @@ struct TrainingState {
   Index step = 0;         // steps completed; also the count from which dropout draws
   RandomWindows windows;  // position in the data
   AdamW<T> optimizer;     // moments and bias-correction step
+  double best_nats = std::numeric_limits<double>::infinity();  // of the evaluations so far
+  Index best_step = 0;                                         // after which it was measured
 };
 
 // What a callback sees after each step.
@@ -85,6 +89,7 @@ class Trainer {
     config_.validate();
     state.windows.seed = config_.seed;
     state.optimizer = AdamW<Scalar>(config_.optimizer);
+    state.optimizer.allocate(parameters_.size());
   }
   Trainer(const Trainer&) = delete;
   Trainer& operator=(const Trainer&) = delete;
@@ -92,6 +97,7 @@ class Trainer {
   M& model() { return model_; }
   const M& model() const { return model_; }
   const TrainingConfig& config() const { return config_; }
+  const FlatParameters<Scalar>& parameters() const { return parameters_; }
 
   // One optimiser step on random windows of `tokens`. Throws without having changed the model or the
   // state when the loss or the gradient is not finite.

@@ -1,0 +1,99 @@
+// What people hang on a training loop. A callback is anything called as callback(trainer, report) after
+// each step; these are the usual ones. Order matters: evaluation comes before those that read its result.
+//   PeriodicEvaluation<Model> evaluation{.tokens = dataset.validation(), .every = 100};
+//   trainer.train(dataset.train(), evaluation, EarlyStopping{500}, CsvLog("run.csv"), Progress{});
+#pragma once
+
+#include "rbar/train/trainer.hpp"
+
+#include <cstdio>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace rbar {
+
+// Evaluates every `every` steps and after the last one, and keeps a copy of the best model. The best loss
+// is part of the training state; the copy is not, so a run that must survive its process saves in `on_best`.
+template <LanguageModel M>
+struct PeriodicEvaluation {
+  TokenSpan tokens;
+  Index every = 100;
+  EvaluationOptions options = {};
+  std::function<void(Trainer<M>&)> on_best = {};
+  std::optional<M> best = {};  // empty until an evaluation of this process beats all before it
+
+  void operator()(Trainer<M>& trainer, StepReport& report) {
+    if (report.step % every != 0 && !report.last()) return;
+    report.evaluation = evaluate(std::as_const(trainer).model(), tokens, options);
+    if (!(report.evaluation->nats < trainer.state.best_nats)) return;
+    trainer.state.best_nats = report.evaluation->nats;
+    trainer.state.best_step = report.step;
+    best = trainer.model();
+    if (on_best) on_best(trainer);
+  }
+};
+
+// Ends the run when the best evaluation is at least `patience` steps old.
+struct EarlyStopping {
+  Index patience = 1000;
+
+  void operator()(auto& trainer, StepReport& report) const {
+    if (report.evaluation && report.step - trainer.state.best_step >= patience) report.stop = true;
+  }
+};
+
+// One line a step: step,loss,gradient_norm,learning_rate,tokens_per_second,validation_nats (empty where
+// nothing was evaluated). A resumed run goes on in the same file; lines after its checkpoint are dropped,
+// so every step stands in it once.
+class CsvLog {
+ public:
+  explicit CsvLog(std::filesystem::path path) : path_(std::move(path)) {}
+
+  void operator()(auto& /*trainer*/, StepReport& report) {
+    if (!file_) open(report.step);
+    std::FILE* const out = file_.get();
+    std::fprintf(out, "%lld,%.9g,%.6g,%.6g,%.0f,", static_cast<long long>(report.step), report.loss,
+                 report.gradient_norm, report.learning_rate, static_cast<double>(report.tokens) / report.seconds);
+    if (report.evaluation) std::fprintf(out, "%.9g", report.evaluation->nats);
+    std::fputc('\n', out);
+    require(std::fflush(out) == 0, "CsvLog", path_.string(), "a complete write", "an error (is the disk full?)");
+  }
+
+ private:
+  static constexpr const char* header = "step,loss,gradient_norm,learning_rate,tokens_per_second,validation_nats";
+
+  void open(Index first_step) {
+    std::string kept = header + std::string("\n");
+    if (first_step > 1) kept += lines_before(first_step);
+    file_.reset(std::fopen(path_.string().c_str(), "w"));
+    require(file_ != nullptr, "CsvLog", path_.string(), "a file that can be written", "an error on opening");
+    std::fputs(kept.c_str(), file_.get());
+  }
+
+  std::string lines_before(Index step) const {
+    std::string lines, line;
+    const File old(std::fopen(path_.string().c_str(), "r"));
+    for (int c = old ? std::fgetc(old.get()) : EOF; c != EOF; c = std::fgetc(old.get())) {
+      line += static_cast<char>(c);
+      if (c != '\n') continue;  // a last line without an end was cut short
+      const long long number = std::atoll(line.c_str());
+      if (number > 0 && number < step) lines += line;
+      line.clear();
+    }
+    return lines;
+  }
+
+  struct Close {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+  using File = std::unique_ptr<std::FILE, Close>;
+
+  std::filesystem::path path_;
+  File file_;
+};
+
+}  // namespace rbar
