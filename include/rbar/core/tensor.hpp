@@ -108,6 +108,16 @@ auto rows(Tensorial&& tensor) {
     return MatrixView<T>(tensor.data(), leading, last);
 }
 
+// The first `count` rows of a buffer that has room for more (packed rows, whose number changes).
+template <class T>
+MatrixView<T> top_rows(Tensor<T, 2>& buffer, Index count) {
+  return MatrixView<T>(buffer.data(), count, buffer.dimension(1));
+}
+template <class T>
+ConstMatrixView<T> top_rows(const Tensor<T, 2>& buffer, Index count) {
+  return ConstMatrixView<T>(buffer.data(), count, buffer.dimension(1));
+}
+
 // All elements in memory order.
 template <class Tensorial>
 auto elements(Tensorial&& tensor) {
