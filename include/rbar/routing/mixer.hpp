@@ -46,9 +46,11 @@ struct CoherenceMixer {
   Linear<T> gate;      // [1, 2D]
   Linear<T> out_proj;  // [D, D]
 
+  // Buffers have room for all N = B·T tokens, the first `selected` rows are used: how many tokens are
+  // mixed changes from step to step.
   struct Cache {
     Tensor<T, 3> hidden;                     // [B, T, D] input, kept by the form that mixes all tokens
-    std::vector<Index> every_row;            // 0 … B·T − 1, of the same form
+    std::vector<Index> every_row;            // 0 … N − 1, of the same form
     Tensor<T, 1> gate;                       // [N] g
     Tensor<T, 2> first, second;              // [N, D] what W₁ and W₂ see
     Tensor<T, 2> proposal;                   // [N, D] u
@@ -92,11 +94,11 @@ struct CoherenceMixer {
       for_rows(count, [&](Index n) { row(dhidden, at(selected, n)) += dy.row(n); });
       return;
     }
-    require_shape("CoherenceMixer::backward", "cache", cache.blended, {count, dim});
-    ensure_shape(cache.dblend, {count, dim});
-    ensure_shape(cache.dproposal, {count, dim});
-    ensure_shape(cache.dgate, {count});
-    out_proj.backward(dy, rows(cache.blended), rows(cache.dblend), grad.out_proj);
+    require_shape("CoherenceMixer::backward", "cache", cache.blended, {tokens.batch * tokens.count, dim});
+    ensure_shape(cache.dblend, shape_of(cache.blended));
+    ensure_shape(cache.dproposal, shape_of(cache.blended));
+    ensure_shape(cache.dgate, shape_of(cache.gate));
+    out_proj.backward(dy, top_rows(std::as_const(cache.blended), count), top_rows(cache.dblend, count), grad.out_proj);
 
     // b = h + s (u − h) with s = c·g: dh = (1 − s) db, du = s db, ds = db·(u − h).
     for_rows(count, [&](Index n) {
@@ -218,9 +220,10 @@ struct CoherenceMixer {
       for_rows(count, [&](Index n) { y.row(n) = tokens.row(at(selected, n)); });
       return;
     }
-    ensure_shape(cache.gate, {count});
-    ensure_shape(cache.proposal, {count, dim});
-    ensure_shape(cache.blended, {count, dim});
+    const Index capacity = tokens.batch * tokens.count;
+    ensure_shape(cache.gate, {capacity});
+    ensure_shape(cache.proposal, {capacity, dim});
+    ensure_shape(cache.blended, {capacity, dim});
     config.learnable ? learned_proposal(tokens, selected, cache) : fixed_proposal(tokens, selected, cache);
     for_rows(count, [&](Index n) {
       const Index token = at(selected, n);
@@ -228,15 +231,15 @@ struct CoherenceMixer {
       const auto h = tokens.row(token), u = row(cache.proposal, n);
       row(cache.blended, n) = h + (c * cache.gate(n)) * (u - h);
     });
-    out_proj.forward(rows(std::as_const(cache.blended)), y);
+    out_proj.forward(top_rows(std::as_const(cache.blended), count), y);
   }
 
   // --- learned: gate and proposal, and back ---
 
   void learned_proposal(const Tokens& tokens, Rows selected, Cache& cache) const {
     const Index count = static_cast<Index>(selected.size()), dim = config.d_model;
-    ensure_shape(cache.first, {count, dim});
-    ensure_shape(cache.second, {count, dim});
+    ensure_shape(cache.first, shape_of(cache.proposal));
+    ensure_shape(cache.second, shape_of(cache.proposal));
     for_rows(count, [&](Index n) {
       const Index token = at(selected, n);
       const auto own = tokens.row(token);
@@ -259,7 +262,7 @@ struct CoherenceMixer {
           gate_weight(!leads).dot(own) + gate_weight(leads).dot(ConstRowView(neighbour, dim)) + gate.bias(0);
       cache.gate(n) = T(1) / (T(1) + std::exp(-logit));
     });
-    W1.forward(rows(std::as_const(cache.first)), rows(cache.proposal));
+    W1.forward(top_rows(std::as_const(cache.first), count), top_rows(cache.proposal, count));
     gemm(Transpose::no, Transpose::yes, count, dim, dim, cache.second.data(), dim, W2.weight.data(), dim,
          cache.proposal.data(), dim, /*accumulate=*/true);
   }
@@ -285,7 +288,8 @@ struct CoherenceMixer {
     });
     // Two tokens may share a neighbour's row, never their own: own rows and neighbours' rows are
     // written in separate passes, each of which meets a row once.
-    W1.backward(rows(std::as_const(cache.dproposal)), rows(cache.first), rows(cache.dblend), grad.W1);
+    W1.backward(top_rows(std::as_const(cache.dproposal), count), top_rows(cache.first, count),
+                top_rows(cache.dblend, count), grad.W1);
     for_rows(count, [&](Index n) {
       const Index token = at(selected, n);
       const bool leads = tokens.leads(token);
@@ -300,7 +304,8 @@ struct CoherenceMixer {
       if (config.causality == Causality::causal) dneighbour += row(cache.dblend, n);
       dneighbour += cache.dgate(n) * gate_weight(leads);
     });
-    W2.backward(rows(std::as_const(cache.dproposal)), rows(cache.second), rows(cache.dblend), grad.W2);
+    W2.backward(top_rows(std::as_const(cache.dproposal), count), top_rows(cache.second, count),
+                top_rows(cache.dblend, count), grad.W2);
     for_rows(count, [&](Index n) {
       if (!tokens.leads(at(selected, n))) row(dhidden, at(selected, n)) += row(cache.dblend, n);
     });
