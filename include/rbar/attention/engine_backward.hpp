@@ -1,0 +1,190 @@
+// Backward pass of the attention engine: probabilities are computed again from log_sum_exp, tile by tile
+// (Dao et al., "FlashAttention", 2022), five products in all:
+//
+//   P = e^{S − lse}     dV += Pᵀ·dO     dP = dO·Vᵀ     dlogit = P ∘ (dP − δ),  δ_i = dO_i·O_i
+//   dS = vjp of the score     dQ += dS·K     dK += dSᵀ·Q
+#pragma once
+
+#include "rbar/attention/engine_tile.hpp"
+#include "rbar/simd/math.hpp"
+#include "rbar/simd/tile_product.hpp"
+#include "rbar/simd/transpose.hpp"
+
+#include <cmath>
+#include <numbers>
+
+namespace rbar::detail {
+
+template <class T>
+struct BackwardViews {
+  HeadsView<const T> query, key, value, output, doutput;
+  const T* log_sum_exp;
+  HeadsView<T> dquery, dkey, dvalue;
+};
+
+template <class T, class Score, class Mask, class Gradient>
+struct BackwardTile {
+  static constexpr Index lanes = simd::lanes<T>;
+  static constexpr T infinity = std::numeric_limits<T>::infinity();
+  using Values = ScoreValues<T, Score>;
+
+  const BackwardViews<T>& views;
+  const Score& score;
+  const Mask& mask;
+  Gradient& gradient;
+
+  QueryTile<T> tile;
+  Values values;
+  alignas(64) typename Values::template Table<Values::query_count, QueryTile<T>::max_rows> dquery_values;
+  alignas(64) typename Values::template Table<Values::key_count, max_tile_keys> dkey_values;
+  alignas(64) T scale[QueryTile<T>::max_rows];
+  alignas(64) T shift[QueryTile<T>::max_rows];                          // −lse·log2 e
+  alignas(64) T delta[QueryTile<T>::max_rows];                          // δ
+  alignas(64) T query_rows[max_tile_elements<T>];                       // [lane][dim], scaled
+  alignas(64) T query_lanes[max_tile_elements<T>];                      // [dim][lane]
+  alignas(64) T doutput_rows[max_tile_elements<T>];                     // [lane][value dim]
+  alignas(64) T doutput_lanes[max_tile_elements<T>];                    // [value dim][lane]
+  alignas(64) T dquery_lanes[max_tile_elements<T>];                     // [dim][lane]
+  alignas(64) T probabilities[max_tile_keys * QueryTile<T>::max_rows];  // [key][lane]
+  alignas(64) T dscores[max_tile_keys * QueryTile<T>::max_rows];        // [key][lane]
+  alignas(64) T copied_rows[row_tile_elements<T>];
+
+  // No aggregate: that would set all of the above to 0 first.
+  BackwardTile(const BackwardViews<T>& views_, const Score& score_, const Mask& mask_, Gradient& gradient_)
+      : views(views_), score(score_), mask(mask_), gradient(gradient_) {}
+
+  void run(const Tiling& tiling, Index batch, Index kv_head, Index head_set, Index tile_number) {
+    const auto& query = views.query;
+    tile.set(mask, query, views.key, tiling, batch, kv_head, head_set, tile_number);
+    if (tile.rows == 0) return;
+    load_queries();
+    const Index tile_keys = tile_keys_for<T>(std::max(query.dim, views.value.dim), row_tile_elements<T>);
+    tile.visit_keys(mask, [&](Index begin, Index end) {
+      for (Index first = begin; first < end; first += tile_keys) add_keys(first, std::min(tile_keys, end - first));
+    });
+    for (Index v = 0; v < tile.vectors; ++v)
+      simd::lanes_to_rows(
+          dquery_lanes + v * lanes, tile.width(), scale + v * lanes,
+          [&](Index r) {
+            const QueryIndex& at = tile.queries[v * lanes + r];
+            return views.dquery.at(at.batch, at.head, at.query);
+          },
+          std::min(lanes, tile.rows - v * lanes), query.dim);
+    if constexpr (Values::query_count > 0)
+      for (Index row = 0; row < tile.rows; ++row) {
+        T sums[Values::query_count];
+        for (std::size_t i = 0; i < Values::query_count; ++i) sums[i] = dquery_values[i][static_cast<std::size_t>(row)];
+        gradient.add_query(tile.queries[row], sums);
+      }
+  }
+
+ private:
+  void load_queries() {
+    const auto& [query, key, value, output, doutput, log_sum_exp, dquery, dkey, dvalue] = views;
+    for (Index row = 0; row < tile.width(); ++row) {
+      const QueryIndex& at = tile.queries[row];
+      T* q = query_rows + row * query.dim;
+      T* g = doutput_rows + row * value.dim;
+      scale[row] = query_scale<T>(score, at);
+      delta[row] = 0;
+      shift[row] = -infinity;  // no key seen, or no query in this lane: every probability is 0
+      if (row >= tile.rows) {
+        std::fill_n(q, query.dim, T(0));
+        std::fill_n(g, value.dim, T(0));
+        continue;
+      }
+      const T* source = query.at(at.batch, at.head, at.query);
+      for (Index d = 0; d < query.dim; ++d) q[d] = source[d] * scale[row];
+      const T* incoming = doutput.at(at.batch, at.head, at.query);
+      const T* out = output.at(at.batch, at.head, at.query);
+      for (Index d = 0; d < value.dim; ++d) {
+        g[d] = incoming[d];
+        delta[row] += incoming[d] * out[d];
+      }
+      const T lse = log_sum_exp[at.row * query.heads + at.head];
+      if (lse != -infinity) shift[row] = -lse * std::numbers::log2e_v<T>;
+    }
+    alignas(64) T one[lanes];
+    std::fill_n(one, lanes, T(1));
+    for (Index v = 0; v < tile.vectors; ++v) {
+      simd::rows_to_lanes([&](Index r) { return query_rows + (v * lanes + r) * query.dim; }, lanes, query.dim, one,
+                          query_lanes + v * lanes, tile.width());
+      simd::rows_to_lanes([&](Index r) { return doutput_rows + (v * lanes + r) * value.dim; }, lanes, value.dim, one,
+                          doutput_lanes + v * lanes, tile.width());
+    }
+    std::fill_n(dquery_lanes, query.dim * tile.width(), T(0));
+    for (auto& sums : dquery_values) sums.fill(T(0));
+    values.load_queries(score, tile);
+  }
+
+  void add_keys(Index first, Index count) {
+    const auto& [query, key, value, output, doutput, log_sum_exp, dquery, dkey, dvalue] = views;
+    Strip strips[max_strips];
+    const int used = tile.template cut<Mask>(first, count, strips);
+    if (used == 0) return;
+    const Index width = tile.width();
+    values.load_keys(score, tile, first, count);
+    for (auto& sums : dkey_values) sums.fill(T(0));
+
+    const auto rows = gather_rows(value, tile.pair.batch, tile.kv_head, first, count, copied_rows);
+    for (int s = 0; s < used; ++s) {
+      const auto [from, length, v, v_end, masked] = strips[s];
+      simd::tile_product<false>(length, (v_end - v) * lanes, value.dim, rows.data + from * rows.stride, rows.stride,
+                                Index{1}, doutput_lanes + v * lanes, width, dscores + from * width + v * lanes, width);
+    }
+    const auto keys = gather_rows(key, tile.pair.batch, tile.kv_head, first, count, copied_rows);
+    for (int s = 0; s < used; ++s) {
+      const auto [from, length, v, v_end, masked] = strips[s];
+      const Index n = (v_end - v) * lanes;
+      T* p = probabilities + from * width + v * lanes;
+      T* ds = dscores + from * width + v * lanes;
+      simd::tile_product<false>(length, n, key.dim, keys.data + from * keys.stride, keys.stride, Index{1},
+                                query_lanes + v * lanes, width, p, width);
+      differentiate(strips[s], first);
+      simd::tile_product<true>(length, value.dim, n, p, width, Index{1}, doutput_rows + v * lanes * value.dim,
+                               value.dim, dvalue.at(tile.pair.batch, tile.kv_head, first + from), dvalue.token_stride);
+      simd::tile_product<true>(length, key.dim, n, ds, width, Index{1}, query_rows + v * lanes * key.dim, key.dim,
+                               dkey.at(tile.pair.batch, tile.kv_head, first + from), dkey.token_stride);
+      simd::tile_product<true>(key.dim, n, length, keys.data + from * keys.stride, Index{1}, keys.stride, ds, width,
+                               dquery_lanes + v * lanes, width);
+    }
+    if constexpr (Values::key_count > 0)
+      for (Index j = 0; j < count; ++j) {
+        T sums[Values::key_count];
+        for (std::size_t i = 0; i < Values::key_count; ++i) sums[i] = dkey_values[i][static_cast<std::size_t>(j)];
+        gradient.add_key(KeyIndex{tile.pair.batch, tile.kv_head, first + j, tile.pair.key_row + first + j}, sums);
+      }
+  }
+
+  // In place: dot products become P, dP becomes dS.
+  void differentiate(const Strip& strip, Index first) {
+    for (Index j = strip.first; j < strip.first + strip.count; ++j) {
+      const auto key_lanes = values.key_lanes(j);
+      typename Values::KeyLanes dkey_lanes;
+      dkey_lanes.fill(simd::zero<T>());
+      for (Index v = strip.vector_begin; v < strip.vector_end; ++v) {
+        const auto at = tile.lanes_at(v, views.key, first + j);
+        const auto lane_values = values.query_lanes(v);
+        typename Values::QueryLanes dlane_values;
+        for (std::size_t i = 0; i < Values::query_count; ++i)
+          dlane_values[i] = simd::load(dquery_values[i].data() + v * lanes);
+        T* p_at = probabilities + j * tile.width() + v * lanes;
+        T* ds_at = dscores + j * tile.width() + v * lanes;
+        const auto dot = simd::load(p_at);
+        const auto logit = score.logit(dot, lane_values, key_lanes, at);
+        auto p = simd::exp2(
+            simd::multiply_add(logit, simd::broadcast(std::numbers::log2e_v<T>), simd::load(shift + v * lanes)));
+        if (strip.masked) p = xsimd::select(tile.visible(mask, v, first, j), p, simd::zero<T>());
+        const auto dlogit = p * (simd::load(ds_at) - simd::load(delta + v * lanes));
+        simd::store(p_at, p);
+        simd::store(ds_at, score.vjp(dlogit, dot, lane_values, key_lanes, at, dlane_values, dkey_lanes, gradient));
+        for (std::size_t i = 0; i < Values::query_count; ++i)
+          simd::store(dquery_values[i].data() + v * lanes, dlane_values[i]);
+      }
+      for (std::size_t i = 0; i < Values::key_count; ++i)
+        dkey_values[i][static_cast<std::size_t>(j)] += simd::reduce_add(dkey_lanes[i]);
+    }
+  }
+};
+
+}  // namespace rbar::detail

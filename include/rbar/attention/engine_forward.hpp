@@ -1,0 +1,204 @@
+// Forward pass of the attention engine: for every tile of queries, one sweep over the keys it sees with the streaming
+// softmax of Milakov and Gimelshein ("Online normalizer calculation for softmax", 2018) as tiled by Dao et al.
+// ("FlashAttention", 2022):
+//
+//   m ← max(m, max_j s_ij)     l ← l·e^{m_old − m} + Σ_j e^{s_ij − m}     o ← o·e^{m_old − m} + Σ_j e^{s_ij − m} v_j
+//
+// Tiles are transposed, Sᵀ[key][query]: maxima, sums and rescaling then run along the keys, lane by lane.
+#pragma once
+
+#include "rbar/attention/engine_tile.hpp"
+#include "rbar/simd/gemm_kernel.hpp"
+#include "rbar/simd/math.hpp"
+#include "rbar/simd/tile_product.hpp"
+#include "rbar/simd/transpose.hpp"
+
+#include <cmath>
+#include <numbers>
+
+namespace rbar::detail {
+
+template <class T, class Score, class Mask>
+struct ForwardTile {
+  static constexpr Index lanes = simd::lanes<T>;
+  static constexpr T infinity = std::numeric_limits<T>::infinity();
+
+  const HeadsView<const T>& query;
+  const HeadsView<const T>& key;
+  const HeadsView<const T>& value;
+  const Score& score;
+  const Mask& mask;
+
+  QueryTile<T> tile;
+  ScoreValues<T, Score> values;
+  bool few;                                         // so few lanes that products are cheaper with lanes along head_dim
+  alignas(64) T row_max[QueryTile<T>::max_rows];    // m
+  alignas(64) T reference[QueryTile<T>::max_rows];  // m·log2 e, what the exponents are relative to
+  alignas(64) T row_sum[QueryTile<T>::max_rows];    // l
+  alignas(64) T scale[QueryTile<T>::max_rows];
+  alignas(64) T queries[max_tile_elements<T>];                   // [dim][lane], or [lane][dim] when few
+  alignas(64) T outputs[max_tile_elements<T>];                   // [value dim][lane], or [lane][value dim] when few
+  alignas(64) T scores[max_tile_keys * QueryTile<T>::max_rows];  // [key][lane]
+  alignas(64) T copied_rows[row_tile_elements<T>];
+
+  ForwardTile(const HeadsView<const T>& query_, const HeadsView<const T>& key_, const HeadsView<const T>& value_,
+              const Score& score_, const Mask& mask_)
+      : query(query_), key(key_), value(value_), score(score_), mask(mask_) {}
+
+  void run(const Tiling& tiling, Index batch, Index kv_head, Index head_set, Index tile_number,
+           const HeadsView<T>& output, T* log_sum_exp) {
+    tile.set(mask, query, key, tiling, batch, kv_head, head_set, tile_number);
+    if (tile.rows == 0) return;
+    few = tile.rows <= lanes / 2;
+    load_queries();
+    const Index tile_keys = tile_keys_for<T>(std::max(key.dim, value.dim), row_tile_elements<T>);
+    tile.visit_keys(mask, [&](Index begin, Index end) {
+      for (Index first = begin; first < end; first += tile_keys) add_keys(first, std::min(tile_keys, end - first));
+    });
+    finish(output, log_sum_exp);
+  }
+
+ private:
+  void load_queries() {
+    for (Index row = 0; row < tile.width(); ++row) {
+      row_max[row] = reference[row] = -infinity;
+      row_sum[row] = 0;
+      scale[row] = query_scale<T>(score, tile.queries[row]);
+    }
+    const auto query_row = [&](Index row) {
+      const QueryIndex& at = tile.queries[row];
+      return query.at(at.batch, at.head, at.query);
+    };
+    if (few) {
+      for (Index row = 0; row < tile.rows; ++row)
+        for (Index d = 0; d < query.dim; ++d) queries[row * query.dim + d] = query_row(row)[d] * scale[row];
+      std::fill_n(outputs, tile.rows * value.dim, T(0));
+      std::fill_n(scores, max_tile_keys * lanes, T(0));
+    } else {
+      for (Index v = 0; v < tile.vectors; ++v)
+        simd::rows_to_lanes([&](Index r) { return query_row(v * lanes + r); }, std::min(lanes, tile.rows - v * lanes),
+                            query.dim, scale + v * lanes, queries + v * lanes, tile.width());
+      std::fill_n(outputs, value.dim * tile.width(), T(0));
+    }
+    values.load_queries(score, tile);
+  }
+
+  void add_keys(Index first, Index count) {
+    Strip strips[max_strips];
+    const int used = tile.template cut<Mask>(first, count, strips);
+    if (used == 0) return;
+    const Index width = tile.width();
+    values.load_keys(score, tile, first, count);
+
+    // Sᵀ = K·Qᵀ
+    const auto keys = gather_rows(key, tile.pair.batch, tile.kv_head, first, count, copied_rows);
+    for (int s = 0; s < used; ++s) {
+      const auto [from, length, v, v_end, masked] = strips[s];
+      if (few)
+        simd::multiply_few_rows(key.dim, keys.data + from * keys.stride, keys.stride, queries, key.dim,
+                                scores + from * width, width, length, tile.rows, false);
+      else
+        simd::tile_product<false>(length, (v_end - v) * lanes, key.dim, keys.data + from * keys.stride, keys.stride,
+                                  Index{1}, queries + v * lanes, width, scores + from * width + v * lanes, width);
+    }
+    Index v_begin = tile.vectors, v_end = 0;
+    for (int s = 0; s < used; ++s) {
+      take_logits(strips[s], first);
+      v_begin = std::min(v_begin, strips[s].vector_begin);
+      v_end = std::max(v_end, strips[s].vector_end);
+    }
+    for (Index v = v_begin; v < v_end; ++v) rescale(v);
+    for (int s = 0; s < used; ++s) exponentiate(strips[s]);
+
+    // Oᵀ += Vᵀ·Pᵀ
+    const auto rows = gather_rows(value, tile.pair.batch, tile.kv_head, first, count, copied_rows);
+    for (int s = 0; s < used; ++s) {
+      const auto [from, length, v, last, masked] = strips[s];
+      if (few)
+        simd::tile_product<true>(tile.rows, value.dim, length, scores + from * width, Index{1}, width,
+                                 rows.data + from * rows.stride, rows.stride, outputs, value.dim);
+      else
+        simd::tile_product<true>(value.dim, (last - v) * lanes, length, rows.data + from * rows.stride, Index{1},
+                                 rows.stride, scores + from * width + v * lanes, width, outputs + v * lanes, width);
+    }
+  }
+
+  // Dot products become logits; the row maxima follow.
+  void take_logits(const Strip& strip, Index first) {
+    for (Index v = strip.vector_begin; v < strip.vector_end; ++v) {
+      const auto query_lanes = values.query_lanes(v);
+      auto largest = simd::load(row_max + v * lanes);
+      for (Index j = strip.first; j < strip.first + strip.count; ++j) {
+        T* at = scores + j * tile.width() + v * lanes;
+        auto logit = score.logit(simd::load(at), query_lanes, values.key_lanes(j), tile.lanes_at(v, key, first + j));
+        if (strip.masked) logit = xsimd::select(tile.visible(mask, v, first, j), logit, simd::broadcast(-infinity));
+        simd::store(at, logit);
+        largest = simd::max(largest, logit);
+      }
+      simd::store(row_max + v * lanes, largest);
+    }
+  }
+
+  // Makes the sums of vector v relative to its new maximum.
+  void rescale(Index v) {
+    const auto old_reference = simd::load(reference + v * lanes);
+    const auto new_reference = simd::load(row_max + v * lanes) * simd::broadcast(std::numbers::log2e_v<T>);
+    if (xsimd::all(old_reference == new_reference)) return;
+    // A row that has seen no finite logit yet keeps −∞; 0 stands in for it, as −∞ − −∞ is not a number.
+    const auto finite = xsimd::select(new_reference == simd::broadcast(-infinity), simd::zero<T>(), new_reference);
+    const auto factor = simd::exp2(old_reference - finite);
+    simd::store(reference + v * lanes, new_reference);
+    simd::store(row_sum + v * lanes, simd::load(row_sum + v * lanes) * factor);
+    if (few) {
+      simd::store(scale, factor);
+      for (Index row = 0; row < tile.rows; ++row)
+        for (Index d = 0; d < value.dim; ++d) outputs[row * value.dim + d] *= scale[row];
+    } else {
+      for (Index d = 0; d < value.dim; ++d) {
+        T* at = outputs + d * tile.width() + v * lanes;
+        simd::store(at, simd::load(at) * factor);
+      }
+    }
+  }
+
+  // P = 2^(S·log2 e − reference)
+  void exponentiate(const Strip& strip) {
+    for (Index v = strip.vector_begin; v < strip.vector_end; ++v) {
+      const auto raw = simd::load(reference + v * lanes);
+      const auto shift = xsimd::select(raw == simd::broadcast(-infinity), simd::zero<T>(), -raw);
+      auto sum = simd::load(row_sum + v * lanes);
+      for (Index j = strip.first; j < strip.first + strip.count; ++j) {
+        T* at = scores + j * tile.width() + v * lanes;
+        const auto p = simd::exp2(simd::multiply_add(simd::load(at), simd::broadcast(std::numbers::log2e_v<T>), shift));
+        simd::store(at, p);
+        sum = sum + p;
+      }
+      simd::store(row_sum + v * lanes, sum);
+    }
+  }
+
+  void finish(const HeadsView<T>& output, T* log_sum_exp) {
+    for (Index row = 0; row < tile.width(); ++row)
+      scale[row] = row_sum[row] > 0 || std::isnan(row_sum[row]) ? T(1) / row_sum[row] : T(0);
+    const auto output_row = [&](Index row) {
+      const QueryIndex& at = tile.queries[row];
+      return output.at(at.batch, at.head, at.query);
+    };
+    if (few)
+      for (Index row = 0; row < tile.rows; ++row)
+        for (Index d = 0; d < value.dim; ++d) output_row(row)[d] = outputs[row * value.dim + d] * scale[row];
+    else
+      for (Index v = 0; v < tile.vectors; ++v)
+        simd::lanes_to_rows(
+            outputs + v * lanes, tile.width(), scale + v * lanes, [&](Index r) { return output_row(v * lanes + r); },
+            std::min(lanes, tile.rows - v * lanes), value.dim);
+    if (!log_sum_exp) return;
+    for (Index row = 0; row < tile.rows; ++row) {
+      const QueryIndex& at = tile.queries[row];
+      log_sum_exp[at.row * query.heads + at.head] =
+          row_sum[row] == 0 ? -infinity : reference[row] * std::numbers::ln2_v<T> + std::log(row_sum[row]);
+    }
+  }
+};
+
+}  // namespace rbar::detail

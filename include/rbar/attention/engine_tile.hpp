@@ -1,0 +1,284 @@
+// What the forward and the backward pass of the attention engine share: how queries are cut into tiles,
+// which part of a tile of keys they see, and how a score functor gets its numbers.
+//
+// A tile's lanes are (query, head) pairs of one sequence and one K/V head, query-major: the heads of a group share the
+// keys they read, and a decoding step with one query a head still fills as many lanes as the group has heads.
+#pragma once
+
+#include "rbar/attention/heads_view.hpp"
+#include "rbar/attention/masks.hpp"
+#include "rbar/attention/scores.hpp"
+#include "rbar/simd/batch.hpp"
+
+#include <array>
+#include <limits>
+
+namespace rbar::detail {
+
+inline constexpr Index max_head_dim = 256;
+inline constexpr Index max_tile_keys = 64;
+inline constexpr Index max_tile_vectors = 4;  // registers of lanes side by side
+inline constexpr Index trim_keys = 16;        // granularity of what is left out of a tile at the mask's edge
+
+// Elements of a tile [dim][lanes]: 4 vectors up to dim 128, 2 above.
+template <class T>
+inline constexpr Index max_tile_elements = max_head_dim * 2 * simd::lanes<T>;
+
+inline Index tile_vectors_for(Index dim) { return dim <= max_head_dim / 2 ? max_tile_vectors : max_tile_vectors / 2; }
+
+// Part of a key tile × the vectors of lanes that see something of it.
+struct Strip {
+  Index first, count;              // keys, relative to the tile
+  Index vector_begin, vector_end;  // of the query tile
+  bool masked;                     // some pair in it is invisible
+};
+inline constexpr int max_strips = static_cast<int>(max_tile_keys / trim_keys);
+
+template <class Mask>
+consteval bool is_per_head() {
+  if constexpr (requires { Mask::per_head; })
+    return Mask::per_head;
+  else
+    return false;
+}
+template <class Mask>
+inline constexpr bool has_single_entries = requires(const Mask mask, const SequencePair pair) {
+  mask.visible(pair, Index{0}, Index{0}, Index{0});
+};
+
+// How the (query, head) pairs of every sequence are cut into tiles.
+struct Tiling {
+  Index group;        // query heads that share a K/V head
+  Index mixed_heads;  // of them in one tile
+  Index queries;      // of each of those heads in one tile
+  Index vectors;      // the tile's capacity in vectors of lanes
+  Index tiles;        // of the longest sequence, for one set of mixed heads
+};
+
+template <class T, class Mask>
+Tiling make_tiling(const HeadsView<const T>& query, const HeadsView<const T>& key, Index value_dim, const Mask& mask) {
+  Tiling tiling;
+  tiling.vectors = tile_vectors_for(std::max(query.dim, value_dim));
+  const Index capacity = tiling.vectors * simd::lanes<T>;
+  tiling.group = query.heads / key.heads;
+  tiling.mixed_heads = 1;
+  if (!is_per_head<Mask>())
+    for (Index heads = 2; heads <= std::min(tiling.group, capacity); ++heads)
+      if (tiling.group % heads == 0) tiling.mixed_heads = heads;
+  tiling.queries = std::max<Index>(1, capacity / tiling.mixed_heads);
+  if constexpr (requires { mask.query_block(); }) {
+    const Index block = std::max<Index>(1, mask.query_block());
+    // Tiles start at multiples of `queries`, which must divide the block or be divided by nothing but it.
+    tiling.queries = std::min(tiling.queries, block);
+    while (block % tiling.queries != 0) --tiling.queries;
+  }
+  Index longest = 0;
+  for (Index b = 0; b < query.batch; ++b) longest = std::max(longest, query.count(b));
+  tiling.tiles = (longest + tiling.queries - 1) / tiling.queries;
+  return tiling;
+}
+
+template <class T>
+struct QueryTile {
+  static constexpr Index lanes = simd::lanes<T>;
+  static constexpr Index max_rows = max_tile_vectors * lanes;
+
+  SequencePair pair;
+  Index kv_head = 0;
+  Index rows = 0;     // lanes in use
+  Index vectors = 0;  // rows rounded up
+  QueryIndex queries[max_rows];
+  Index key_begin[max_rows], key_end[max_rows];                        // keys that a lane sees
+  Index vector_begin[max_tile_vectors], vector_end[max_tile_vectors];  // that some lane of a vector sees
+  Index common_begin[max_tile_vectors], common_end[max_tile_vectors];  // that all of them see
+  Index begin = 0, end = 0;                                            // that some lane sees
+  alignas(64) T lower[max_rows], upper[max_rows];                      // key_begin, key_end within the current key tile
+
+  Index width() const { return vectors * lanes; }
+
+  template <class Mask>
+  void set(const Mask& mask, const HeadsView<const T>& query, const HeadsView<const T>& key, const Tiling& tiling,
+           Index batch, Index kv_head_, Index head_set, Index tile) {
+    kv_head = kv_head_;
+    pair = {batch, query.count(batch), key.count(batch), query.first_row(batch), key.first_row(batch)};
+    const Index first = tile * tiling.queries;
+    const Index count = std::min(tiling.queries, pair.queries - first);
+    rows = count > 0 ? count * tiling.mixed_heads : 0;
+    vectors = (rows + lanes - 1) / lanes;
+    const Index first_head = kv_head * tiling.group + head_set * tiling.mixed_heads;
+    begin = pair.keys;
+    end = 0;
+    for (Index row = 0; row < rows; ++row) {
+      const Index i = first + row / tiling.mixed_heads, head = first_head + row % tiling.mixed_heads;
+      queries[row] = {batch, head, i, pair.query_row + i};
+      KeyRange range = mask.keys(pair, head, i);
+      if (range.begin >= range.end) range = {0, 0};
+      key_begin[row] = range.begin;
+      key_end[row] = range.end;
+    }
+    // Lanes without a query repeat the last one: their results go nowhere, and nothing is masked for them.
+    for (Index row = rows; row < width(); ++row) {
+      queries[row] = queries[rows - 1];
+      key_begin[row] = key_begin[rows - 1];
+      key_end[row] = key_end[rows - 1];
+    }
+    for (Index v = 0; v < vectors; ++v) {
+      vector_begin[v] = pair.keys;
+      vector_end[v] = common_begin[v] = 0;
+      common_end[v] = pair.keys;
+      for (Index row = v * lanes; row < (v + 1) * lanes; ++row) {
+        common_begin[v] = std::max(common_begin[v], key_begin[row]);
+        common_end[v] = std::min(common_end[v], key_end[row]);
+        if (key_begin[row] == key_end[row]) continue;
+        vector_begin[v] = std::min(vector_begin[v], key_begin[row]);
+        vector_end[v] = std::max(vector_end[v], key_end[row]);
+      }
+      begin = std::min(begin, vector_begin[v]);
+      end = std::max(end, vector_end[v]);
+    }
+  }
+
+  // visit(begin, end) over the stretches of keys that this tile may see.
+  template <class Mask, class Visit>
+  void visit_keys(const Mask& mask, Visit&& visit) const {
+    const auto clipped = [&](Index from, Index to) {
+      from = std::max(from, begin);
+      to = std::min(to, end);
+      if (from < to) visit(from, to);
+    };
+    if constexpr (requires { mask.visit_blocks(pair, Index{0}, Index{0}, Index{0}, clipped); })
+      mask.visit_blocks(pair, queries[0].head, queries[0].query, queries[rows - 1].query + 1, clipped);
+    else
+      clipped(0, pair.keys);
+  }
+
+  // Cuts the keys [first, first + count) into strips of equal treatment; returns how many there are.
+  template <class Mask>
+  int cut(Index first, Index count, Strip (&strips)[max_strips]) {
+    int used = 0;
+    for (Index from = 0; from < count; from += trim_keys) {
+      const Index to = std::min(from + trim_keys, count);
+      Strip strip{from, to - from, vectors, 0, has_single_entries<Mask>};
+      for (Index v = 0; v < vectors; ++v) {
+        if (vector_begin[v] >= first + to || vector_end[v] <= first + from) continue;
+        strip.vector_begin = std::min(strip.vector_begin, v);
+        strip.vector_end = v + 1;
+      }
+      if (strip.vector_begin >= strip.vector_end) continue;
+      for (Index v = strip.vector_begin; v < strip.vector_end; ++v)
+        strip.masked |= common_begin[v] > first + from || common_end[v] < first + to;
+      if (used > 0) {
+        Strip& last = strips[used - 1];
+        if (last.first + last.count == from && last.vector_begin == strip.vector_begin &&
+            last.vector_end == strip.vector_end && last.masked == strip.masked) {
+          last.count += strip.count;
+          continue;
+        }
+      }
+      strips[used++] = strip;
+    }
+    bool masked = false;
+    for (int s = 0; s < used; ++s) masked |= strips[s].masked;
+    if (masked)
+      for (Index row = 0; row < width(); ++row) {
+        lower[row] = static_cast<T>(std::clamp<Index>(key_begin[row] - first, 0, count));
+        upper[row] = static_cast<T>(std::clamp<Index>(key_end[row] - first, 0, count));
+      }
+    return used;
+  }
+
+  // Lanes of vector v that see key `offset` of the tile starting at key `first`.
+  template <class Mask>
+  RBAR_INLINE auto visible(const Mask& mask, Index v, Index first, Index offset) const {
+    const auto position = simd::broadcast(static_cast<T>(offset));
+    auto seen = (position >= simd::load(lower + v * lanes)) & (position < simd::load(upper + v * lanes));
+    if constexpr (has_single_entries<Mask>) {
+      alignas(64) T entry[lanes];
+      for (Index lane = 0; lane < lanes; ++lane) {
+        const QueryIndex& at = queries[v * lanes + lane];
+        entry[lane] = mask.visible(pair, at.head, at.query, first + offset) ? T(1) : T(0);
+      }
+      seen = seen & (simd::load(entry) > simd::zero<T>());
+    }
+    return seen;
+  }
+
+  PairLanes lanes_at(Index v, const HeadsView<const T>& key, Index j) const {
+    return {queries + v * lanes,
+            std::min(lanes, rows - v * lanes),
+            {pair.batch, kv_head, j, key.first_row(pair.batch) + j}};
+  }
+};
+
+// The numbers that a score functor attaches to the lanes of a query tile and to the keys of a key tile.
+template <class T, class Score>
+struct ScoreValues {
+  static constexpr std::size_t query_count = static_cast<std::size_t>(query_values_of<Score>());
+  static constexpr std::size_t key_count = static_cast<std::size_t>(key_values_of<Score>());
+  using QueryLanes = std::array<simd::Batch<T>, query_count>;
+  using KeyLanes = std::array<simd::Batch<T>, key_count>;
+  template <std::size_t Count, Index Size>
+  using Table = std::array<std::array<T, static_cast<std::size_t>(Size)>, Count>;
+
+  alignas(64) Table<query_count, QueryTile<T>::max_rows> query;
+  alignas(64) Table<key_count, max_tile_keys> key;
+
+  void load_queries(const Score& score, const QueryTile<T>& tile) {
+    if constexpr (query_count > 0)
+      for (Index row = 0; row < tile.width(); ++row) {
+        T values[query_count];
+        score.load_query(tile.queries[row], values);
+        for (std::size_t i = 0; i < query_count; ++i) query[i][static_cast<std::size_t>(row)] = values[i];
+      }
+  }
+  void load_keys(const Score& score, const QueryTile<T>& tile, Index first, Index count) {
+    if constexpr (key_count > 0)
+      for (Index j = 0; j < count; ++j) {
+        T values[key_count];
+        score.load_key(KeyIndex{tile.pair.batch, tile.kv_head, first + j, tile.pair.key_row + first + j}, values);
+        for (std::size_t i = 0; i < key_count; ++i) key[i][static_cast<std::size_t>(j)] = values[i];
+      }
+  }
+  RBAR_INLINE QueryLanes query_lanes(Index v) const {
+    QueryLanes lanes;
+    for (std::size_t i = 0; i < query_count; ++i) lanes[i] = simd::load(query[i].data() + v * simd::lanes<T>);
+    return lanes;
+  }
+  RBAR_INLINE KeyLanes key_lanes(Index j) const {
+    KeyLanes lanes;
+    for (std::size_t i = 0; i < key_count; ++i) lanes[i] = simd::broadcast(key[i][static_cast<std::size_t>(j)]);
+    return lanes;
+  }
+};
+
+// Rows of a K or V tile: where they lie, or copied together when their distance is a multiple of a large power of two.
+// The transposed product reads one column of all rows at a time, and such rows fight for the same few cache sets.
+template <class T>
+struct RowTile {
+  const T* data;
+  Index stride;
+};
+template <class T>
+RowTile<T> gather_rows(const HeadsView<const T>& view, Index batch, Index head, Index first, Index count, T* copy) {
+  const T* source = view.at(batch, head, first);
+  if (view.token_stride * static_cast<Index>(sizeof(T)) % 512 != 0) return {source, view.token_stride};
+  const Index vectors = (view.dim + simd::lanes<T> - 1) / simd::lanes<T>;
+  const Index stride = vectors * simd::lanes<T>;
+  for (Index j = 0; j < count; ++j) std::copy_n(source + j * view.token_stride, view.dim, copy + j * stride);
+  return {copy, stride};
+}
+
+// Keys of one tile, such that their rows fit `elements`.
+template <class T>
+Index tile_keys_for(Index dim, Index elements) {
+  const Index stride = (dim + simd::lanes<T> - 1) / simd::lanes<T> * simd::lanes<T>;
+  return std::clamp<Index>(elements / std::max<Index>(stride, 1) / 8 * 8, 8, max_tile_keys);
+}
+// 32 KiB of rows.
+template <class T>
+inline constexpr Index row_tile_elements = 32768 / static_cast<Index>(sizeof(T));
+
+// Jobs of about this many multiply-adds are worth handing to a thread.
+inline constexpr Index min_job_work = Index{1} << 17;
+
+}  // namespace rbar::detail
