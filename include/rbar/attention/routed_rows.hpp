@@ -6,6 +6,7 @@
 #include "rbar/core/tensor.hpp"
 
 #include <algorithm>
+#include <string_view>
 
 namespace rbar {
 
@@ -14,6 +15,14 @@ enum class KeyValues {
   all,     // every token is a key: the routed share saves the queries' work
   routed,  // only routed tokens are keys: the cost falls with the square of the share
 };
+
+inline constexpr KeyValues all_key_values[] = {KeyValues::all, KeyValues::routed};
+constexpr const char* name_of(KeyValues key_values) { return key_values == KeyValues::all ? "all" : "routed"; }
+constexpr bool parse(std::string_view text, KeyValues& key_values) {
+  for (const KeyValues candidate : all_key_values)
+    if (text == name_of(candidate)) return key_values = candidate, true;
+  return false;
+}
 
 // Row numbers of [batch·tokens, features], ascending; those of sequence b are
 // rows[offsets[b]], …, rows[offsets[b + 1] − 1]. The memory is the caller's.
