@@ -149,6 +149,16 @@ RBAR_NOINLINE void sigmoid_phase_gradient(const T* x, Index count, T a, T b, T* 
   detail::add_phasor_gradient(x, count, a, b, dx, detail::SigmoidPhase{});
 }
 
+// dx[i] += dφ/dx·(a[i]·cos φ − b[i]·sin φ).
+template <class T>
+RBAR_NOINLINE void sigmoid_phase_gradient(const T* x, Index count, const T* a, const T* b, T* dx) {
+  detail::for_registers<T>(count, [&](Index i, Index n) {
+    const Phasor<T> z = sigmoid_phase(detail::load_up_to(x + i, n));
+    const Batch<T> dphi = detail::load_up_to(a + i, n) * z.cosine - detail::load_up_to(b + i, n) * z.sine;
+    detail::store_up_to(dx + i, multiply_add(dphi, z.slope, detail::load_up_to(dx + i, n)), n);
+  });
+}
+
 // The same for given angles of any size (radians).
 template <class T>
 RBAR_NOINLINE PhaseSums angle_sums(const T* angles, Index count) {
@@ -159,16 +169,36 @@ RBAR_NOINLINE void angle_gradient(const T* angles, Index count, T a, T b, T* dan
   detail::add_phasor_gradient(angles, count, a, b, dangles, detail::GivenPhase{});
 }
 
-// Stores the phasors of a row; `slope` may be null.
+// Stores the phasors of a row.
 template <class T>
-RBAR_NOINLINE void write_phasors(const T* RBAR_RESTRICT x, Index count, T* RBAR_RESTRICT cosine, T* RBAR_RESTRICT sine,
-                                 T* RBAR_RESTRICT slope) {
+RBAR_NOINLINE void write_phasors(const T* RBAR_RESTRICT x, Index count, T* RBAR_RESTRICT cosine,
+                                 T* RBAR_RESTRICT sine) {
   detail::for_registers<T>(count, [&](Index i, Index n) {
     const Phasor<T> z = sigmoid_phase(detail::load_up_to(x + i, n));
     detail::store_up_to(cosine + i, z.cosine, n);
     detail::store_up_to(sine + i, z.sine, n);
-    if (slope) detail::store_up_to(slope + i, z.slope, n);
   });
+}
+
+// Σ z·conj(w) of two stored rows of phasors: the cosine and sine sums of the phase differences.
+template <class T>
+RBAR_NOINLINE PhaseSums phase_difference_sums(const T* z_cosine, const T* z_sine, const T* w_cosine, const T* w_sine,
+                                              Index count) {
+  PhaseSums total;
+  for (Index begin = 0; begin < count; begin += detail::sum_block) {
+    Batch<T> cosine = zero<T>(), sine = zero<T>();
+    const Index size = count - begin < detail::sum_block ? count - begin : detail::sum_block;
+    detail::for_registers<T>(size, [&](Index offset, Index n) {
+      const Index i = begin + offset;
+      const Batch<T> zc = detail::load_up_to(z_cosine + i, n), zs = detail::load_up_to(z_sine + i, n);
+      const Batch<T> wc = detail::load_up_to(w_cosine + i, n), ws = detail::load_up_to(w_sine + i, n);
+      cosine = multiply_add(zc, wc, multiply_add(zs, ws, cosine));
+      sine = multiply_add(zs, wc, sine) - zc * ws;
+    });
+    total.cosine += static_cast<double>(reduce_add(cosine));
+    total.sine += static_cast<double>(reduce_add(sine));
+  }
+  return total;
 }
 
 }  // namespace rbar::simd
