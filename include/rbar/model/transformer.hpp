@@ -17,6 +17,7 @@ template <class T>
 struct TransformerModel {
   using Scalar = T;
   using Config = TransformerConfig;
+  static constexpr const char* model_type = "standard";  // in config.json
 
   struct Cache {
     DropoutState dropout;
