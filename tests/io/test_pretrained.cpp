@@ -82,6 +82,13 @@ TEST_CASE("load_tensors lists everything that does not fit, and changes nothing 
                                     "[3] instead of [2]; 'router.threshold' is missing; 'extra' is unknown"));
   CHECK(model.table(0, 0) == before);
 
+  // A tensor that cannot be converted is found before the one in front of it is copied.
+  const rbar::Tensor<std::int64_t, 1> integers = rbar::zeros<std::int64_t, 1>({2});
+  CHECK_THROWS_WITH(load({rbar::tensor_entry("table", table), rbar::tensor_entry("bias", bias),
+                          rbar::tensor_entry("router.threshold", integers)}),
+                    Catch::Contains("'router.threshold' holds I64 instead of floating-point numbers"));
+  CHECK(model.table(0, 0) == before);
+
   // Under a prefix, beside tensors of others, and from another floating-point type.
   load({rbar::tensor_entry("m.table", table), rbar::tensor_entry("m.bias", bias),
         rbar::tensor_entry("m.router.threshold", bias), rbar::tensor_entry("optimizer", bias)},

@@ -99,6 +99,10 @@ inline std::size_t size_of(Dtype dtype) {
   return visit_dtype(dtype, []<class Stored>() { return sizeof(Stored); });
 }
 
+constexpr bool is_floating(Dtype dtype) {
+  return dtype == Dtype::F64 || dtype == Dtype::F32 || dtype == Dtype::F16 || dtype == Dtype::BF16;
+}
+
 template <class T>
 constexpr Dtype dtype_of() {
   if constexpr (std::is_same_v<T, bool>)

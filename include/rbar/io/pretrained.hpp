@@ -47,12 +47,11 @@ std::vector<TensorEntry> tensor_entries(const Model& model) {
   return entries;
 }
 
-// Fills parameters and buffers from a file that has exactly these tensors under `prefix`.
+// Fills `tensors` from a file that has exactly these under `prefix`.
 // Errors, before anything is changed: one that lists all missing, unknown and wrongly shaped tensors.
-template <class Model>
-void load_tensors(Model& model, const SafetensorsFile& file, const std::string& prefix = "") {
-  using T = typename Model::Scalar;
-  const auto tensors = detail::saved_tensors_of(model);
+template <class T>
+void load_tensors(const std::vector<ParameterRef<T>>& tensors, const SafetensorsFile& file,
+                  const std::string& prefix = "") {
   std::vector<std::string> problems;
   std::set<std::string> known;
   for (const auto& tensor : tensors) {
@@ -64,6 +63,8 @@ void load_tensors(Model& model, const SafetensorsFile& file, const std::string& 
                !std::equal(shape.begin(), shape.end(), tensor.shape.begin(), tensor.shape.end())) {
       problems.push_back("'" + name + "' is " + detail::describe_shape(shape) + " instead of " +
                          detail::describe_shape(tensor.shape));
+    } else if (const Dtype dtype = file.at(name).dtype; !is_floating(dtype)) {
+      problems.push_back("'" + name + "' holds " + name_of(dtype) + " instead of floating-point numbers");
     }
   }
   for (const auto& entry : file.entries())
@@ -77,6 +78,12 @@ void load_tensors(Model& model, const SafetensorsFile& file, const std::string& 
     throw Error("load_tensors", file.path(), "the " + std::to_string(tensors.size()) + " tensors of this model", list);
   }
   for (const auto& tensor : tensors) file.copy_to<T>(prefix + tensor.name, tensor.values());
+}
+
+// The same for the parameters and buffers of a model.
+template <Parameterised Model>
+void load_tensors(Model& model, const SafetensorsFile& file, const std::string& prefix = "") {
+  load_tensors<typename Model::Scalar>(detail::saved_tensors_of(model), file, prefix);
 }
 
 // Writes the folder, each file atomically. Errors: what the file system refuses.
