@@ -44,7 +44,7 @@ void coherence_step(std::type_identity_t<ConstTensorView<T, 3>> hidden, const Co
     ensure_shape(state.ring, ring_shape);
     state.sums.assign(cross ? 0 : static_cast<std::size_t>(batch * blocks), {});
   }
-  require_shape("coherence_step", "state.ring (of the first step)", state.ring, ring_shape);
+  require_shape("coherence_step", "state.ring (of the first step)", shape_of(state.ring), ring_shape);
 
   if (cross) {
     const detail::TokenPairs pairs(config, state.seen + count);
