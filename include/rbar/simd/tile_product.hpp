@@ -28,7 +28,10 @@ RBAR_INLINE void tile_block(Index depth, const T* a, Index a_row, Index a_step, 
     for (int v = 0; v < Vectors; ++v) sum[r][v] = Accumulate ? load_columns(c + r * ldc + v * lanes<T>) : zero<T>();
   for (Index k = 0; k < depth; ++k, a += a_step, b += ldb) {
     Batch<T> right[Vectors];
-    for (int v = 0; v < Vectors; ++v) right[v] = load_columns(b + v * lanes<T>);
+    for (int v = 0; v < Vectors; ++v) {
+      right[v] = load_columns(b + v * lanes<T>);
+      hold(right[v]);
+    }
     for (int r = 0; r < Rows; ++r) {
       const auto left = broadcast(a[r * a_row]);
       for (int v = 0; v < Vectors; ++v) sum[r][v] = multiply_add(left, right[v], sum[r][v]);
