@@ -1,0 +1,102 @@
+// What a language model has around its layers: in front h₀ = E[token] + P[position], behind
+// logits = head · norm(h_L), where head = E if the two are tied.
+#pragma once
+
+#include "rbar/model/transformer_config.hpp"
+#include "rbar/nn/embedding.hpp"
+#include "rbar/nn/linear.hpp"
+#include "rbar/nn/norm.hpp"
+
+#include <algorithm>
+
+namespace rbar {
+
+// Errors: a token outside the vocabulary, a position outside the table, other shapes.
+template <class T, class Norm = LayerNorm<T>>
+struct ModelEnds {
+  using Scalar = T;
+
+  struct Cache {
+    Tensor<T, 3> normed;  // [B, T, D] norm(h_L)
+    typename Norm::Cache norm;
+    mutable Tensor<T, 3> dnormed;  // scratch of backward
+  };
+
+  Embedding<T> token_embedding;     // [V, D]
+  Embedding<T> position_embedding;  // [longest sequence, D]
+  Norm final_norm;
+  Linear<T> lm_head;  // [V, D], without weights where tied
+
+  ModelEnds() = default;
+  ModelEnds(Index vocabulary, Index dim, Index max_seq_len, bool tied, Initialisation init, Norm norm, Rng& rng)
+      : token_embedding(vocabulary, dim, rng), position_embedding(max_seq_len, dim, rng), final_norm(std::move(norm)) {
+    if (!tied)
+      lm_head = Linear<T>(dim, vocabulary, /*has_bias=*/false, rng);
+    else if (init == Initialisation::cort_package)
+      xavier_uniform(token_embedding.weight, rng);
+  }
+
+  Index vocabulary() const { return token_embedding.vocabulary(); }
+  Index dim() const { return token_embedding.dim(); }
+  Index max_seq_len() const { return position_embedding.vocabulary(); }
+  bool tied() const { return lm_head.weight.size() == 0; }
+
+  // tokens [B, T], the first of them at `first_position` -> hidden [B, T, D].
+  void embed(ConstTensorView<Token, 2> tokens, Index first_position, Tensor<T, 3>& hidden) const {
+    const Index batch = tokens.dimension(0), length = tokens.dimension(1);
+    require(first_position + length <= max_seq_len(), "embed", "tokens of a sequence",
+            "at most max_seq_len " + std::to_string(max_seq_len()), first_position + length);
+    ensure_shape(hidden, {batch, length, dim()});
+    token_embedding.forward(elements(tokens), rows(hidden));
+    const T* position = position_embedding.weight.data() + first_position * dim();
+    for (Index b = 0; b < batch; ++b) {
+      T* RBAR_RESTRICT to = hidden.data() + b * length * dim();
+      for (Index i = 0; i < length * dim(); ++i) to[i] += position[i];
+    }
+  }
+  void embed_backward(ConstTensorView<T, 3> dhidden, ConstTensorView<Token, 2> tokens, ModelEnds& grad) const {
+    token_embedding.backward(elements(tokens), rows(dhidden), grad.token_embedding);
+    const Index per_sequence = dhidden.dimension(1) * dim();
+    T* RBAR_RESTRICT to = grad.position_embedding.weight.data();
+    for (Index b = 0; b < dhidden.dimension(0); ++b) {
+      const T* from = dhidden.data() + b * per_sequence;
+      for (Index i = 0; i < per_sequence; ++i) to[i] += from[i];
+    }
+  }
+
+  // hidden [B, T, D] -> logits [B, T, V].
+  void head(ConstTensorView<T, 3> hidden, Tensor<T, 3>& logits, Cache& cache) const {
+    const Index count = rows(hidden).rows();
+    ensure_shape(cache.normed, shape_of(hidden));
+    ensure_shape(logits, {hidden.dimension(0), hidden.dimension(1), vocabulary()});
+    final_norm.forward(rows(hidden), rows(cache.normed), cache.norm);
+    gemm(Transpose::no, Transpose::yes, count, vocabulary(), dim(), cache.normed.data(), dim(), head_weight().data(),
+         dim(), logits.data(), vocabulary());
+  }
+  void head_backward(ConstTensorView<T, 3> dlogits, ConstTensorView<T, 3> hidden, const Cache& cache,
+                     Tensor<T, 3>& dhidden, ModelEnds& grad) const {
+    require_shape("head_backward", "dlogits", dlogits, {hidden.dimension(0), hidden.dimension(1), vocabulary()});
+    require_shape("head_backward", "cache", shape_of(cache.normed), shape_of(hidden));
+    const Index count = rows(hidden).rows();
+    ensure_shape(cache.dnormed, shape_of(hidden));
+    ensure_shape(dhidden, shape_of(hidden));
+    Tensor<T, 2>& dhead = tied() ? grad.token_embedding.weight : grad.lm_head.weight;
+    gemm(Transpose::yes, Transpose::no, vocabulary(), dim(), count, dlogits.data(), vocabulary(), cache.normed.data(),
+         dim(), dhead.data(), dim(), /*accumulate=*/true);
+    gemm(Transpose::no, Transpose::no, count, dim(), vocabulary(), dlogits.data(), vocabulary(), head_weight().data(),
+         dim(), cache.dnormed.data(), dim());
+    final_norm.backward(rows(std::as_const(cache.dnormed)), rows(hidden), cache.norm, rows(dhidden), grad.final_norm);
+  }
+
+  void parameters(auto&& visit) {
+    visit_layer(visit, "token_embedding", token_embedding);
+    visit_layer(visit, "position_embedding", position_embedding);
+    visit_layer(visit, "final_norm", final_norm);
+    if (!tied()) visit_layer(visit, "lm_head", lm_head);
+  }
+
+ private:
+  const Tensor<T, 2>& head_weight() const { return tied() ? token_embedding.weight : lm_head.weight; }
+};
+
+}  // namespace rbar
