@@ -3,6 +3,7 @@
 // shape can be tried: RBAR_GOLDEN_DIR=folder ./test_golden
 #pragma once
 
+#include "rbar/core/parameters.hpp"
 #include "rbar/io/safetensors.hpp"
 
 #include <algorithm>
