@@ -94,7 +94,7 @@ TEST_CASE("missing keys keep their defaults", "[io]") {
 TEST_CASE("mistakes in a config are named", "[io]") {
   const auto complains = [](const std::string& text, const std::string& message) {
     CAPTURE(text);
-    CHECK_THROWS_WITH(read(text), Catch::Contains(message));
+    CHECK_THROWS_WITH(read(text), ContainsText(message));
   };
   complains(R"({"d_modle": 8})", "a known key (the nearest is 'd_model'), got 'd_modle'");
   complains(R"({"rotary": {"bass": 8}})", "rotary: expected a known key (the nearest is 'base'), got 'bass'");
@@ -125,10 +125,10 @@ TEST_CASE("mistakes in a config are named", "[io]") {
 
   Outer config;
   config.rate = std::numeric_limits<float>::infinity();
-  CHECK_THROWS_WITH(rbar::to_json(config), Catch::Contains("rate: expected a finite number, got inf"));
+  CHECK_THROWS_WITH(rbar::to_json(config), ContainsText("rate: expected a finite number, got inf"));
   config = {};
   config.note = "\xff";
   const test::TemporaryFolder folder;
-  CHECK_THROWS_WITH(rbar::write_json(folder / "a", rbar::to_json(config)), Catch::Contains("UTF-8"));
+  CHECK_THROWS_WITH(rbar::write_json(folder / "a", rbar::to_json(config)), ContainsText("UTF-8"));
   CHECK(folder.count() == 0);
 }

@@ -30,7 +30,7 @@ TEST_CASE("a write that fails leaves the old file and nothing else", "[io]") {
   }
   setrlimit(RLIMIT_FSIZE, &before);
   std::signal(SIGXFSZ, handler);
-  CHECK_THAT(message, Catch::Contains((folder / "file").string()) && Catch::Contains("File too large"));
+  CHECK_THAT(message, ContainsText((folder / "file").string()) && ContainsText("File too large"));
   CHECK(rbar::MappedFile(folder / "file").text() == "the old contents");
   CHECK(folder.count() == 1);
 
@@ -48,10 +48,10 @@ TEST_CASE("MappedFile reads what it can and says what it cannot", "[io]") {
   const test::TemporaryFolder folder;
   rbar::write_file_atomically(folder / "empty", std::string_view());
   CHECK(rbar::MappedFile(folder / "empty").bytes().empty());
-  CHECK_THROWS_WITH(rbar::MappedFile(folder / "none"), Catch::Contains("No such file"));
-  CHECK_THROWS_WITH(rbar::MappedFile(folder / ""), Catch::Contains("folder"));
+  CHECK_THROWS_WITH(rbar::MappedFile(folder / "none"), ContainsText("No such file"));
+  CHECK_THROWS_WITH(rbar::MappedFile(folder / ""), ContainsText("folder"));
   if (std::filesystem::exists("/proc/self/status"))  // cannot be mapped
-    CHECK_THAT(std::string(rbar::MappedFile("/proc/self/status").text()), Catch::StartsWith("Name:"));
+    CHECK_THAT(std::string(rbar::MappedFile("/proc/self/status").text()), Catch::Matchers::StartsWith("Name:"));
   rbar::write_file_atomically(folder / "a", std::string_view("some text"));
   rbar::MappedFile file(folder / "a"), other(folder / "empty");
   other = std::move(file);

@@ -50,18 +50,18 @@ TEST_CASE("from_pretrained refuses another model's folder", "[io]") {
   const Model model({7}, rng);
   rbar::save_pretrained(model, folder / "m");
   CHECK_THROWS_WITH(rbar::from_pretrained<OtherModel>(folder / "m"),
-                    Catch::Contains("model_type: expected other, got \"bigram\""));
-  CHECK_THROWS_WITH(rbar::from_pretrained<Model>(folder / "none"), Catch::Contains("No such file"));
+                    ContainsText("model_type: expected other, got \"bigram\""));
+  CHECK_THROWS_WITH(rbar::from_pretrained<Model>(folder / "none"), ContainsText("No such file"));
   const auto config = [&](std::string_view text) { rbar::write_file_atomically(folder / "m/config.json", text); };
   config(R"({"vocab_size": 7})");
-  CHECK_THROWS_WITH(rbar::from_pretrained<Model>(folder / "m"), Catch::Contains("expected bigram, got none"));
+  CHECK_THROWS_WITH(rbar::from_pretrained<Model>(folder / "m"), ContainsText("expected bigram, got none"));
   config(R"({"vocab_size": 7, "model_type": "bigram", "vocab": 3})");
-  CHECK_THROWS_WITH(rbar::from_pretrained<Model>(folder / "m"), Catch::Contains("'vocab_size'), got 'vocab'"));
+  CHECK_THROWS_WITH(rbar::from_pretrained<Model>(folder / "m"), ContainsText("'vocab_size'), got 'vocab'"));
   config("[]");
-  CHECK_THROWS_WITH(rbar::from_pretrained<Model>(folder / "m"), Catch::Contains("an object"));
+  CHECK_THROWS_WITH(rbar::from_pretrained<Model>(folder / "m"), ContainsText("an object"));
   config(R"({"vocab_size": 6, "model_type": "bigram"})");
   CHECK_THROWS_WITH(rbar::from_pretrained<Model>(folder / "m"),
-                    Catch::Contains("'table' is [7, 7] instead of [6, 6]; 'bias' is [7] instead of [6]"));
+                    ContainsText("'table' is [7, 7] instead of [6, 6]; 'bias' is [7] instead of [6]"));
 }
 
 TEST_CASE("load_tensors lists everything that does not fit, and changes nothing then", "[io]") {
@@ -75,18 +75,18 @@ TEST_CASE("load_tensors lists everything that does not fit, and changes nothing 
     rbar::write_safetensors(folder / "f", entries);
     rbar::load_tensors(model, rbar::SafetensorsFile(folder / "f"), prefix);
   };
-  CHECK_THROWS_WITH(load({rbar::tensor_entry("table", table), rbar::tensor_entry("bias", transposed),
-                          rbar::tensor_entry("extra", bias)}),
-                    Catch::Contains((folder / "f").string() +
-                                    ": expected the 3 tensors of this model, got 'bias' is "
-                                    "[3] instead of [2]; 'router.threshold' is missing; 'extra' is unknown"));
+  CHECK_THROWS_WITH(
+      load({rbar::tensor_entry("table", table), rbar::tensor_entry("bias", transposed),
+            rbar::tensor_entry("extra", bias)}),
+      ContainsText((folder / "f").string() + ": expected the 3 tensors of this model, got 'bias' is "
+                                             "[3] instead of [2]; 'router.threshold' is missing; 'extra' is unknown"));
   CHECK(model.table(0, 0) == before);
 
   // A tensor that cannot be converted is found before the one in front of it is copied.
   const rbar::Tensor<std::int64_t, 1> integers = rbar::zeros<std::int64_t, 1>({2});
   CHECK_THROWS_WITH(load({rbar::tensor_entry("table", table), rbar::tensor_entry("bias", bias),
                           rbar::tensor_entry("router.threshold", integers)}),
-                    Catch::Contains("'router.threshold' holds I64 instead of floating-point numbers"));
+                    ContainsText("'router.threshold' holds I64 instead of floating-point numbers"));
   CHECK(model.table(0, 0) == before);
 
   // Under a prefix, beside tensors of others, and from another floating-point type.
