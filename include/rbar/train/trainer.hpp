@@ -45,7 +45,7 @@ struct TrainingConfig {
     require(batch_size >= 1, "TrainingConfig", "batch_size", "at least 1", batch_size);
     require(accumulation >= 1, "TrainingConfig", "accumulation", "at least 1", accumulation);
     require(window >= 1, "TrainingConfig", "window", "at least 1", window);
-    require(clip_norm >= 0, "TrainingConfig", "clip_norm", "at least 0", clip_norm);
+    require(clip_norm >= 0 && std::isfinite(clip_norm), "TrainingConfig", "clip_norm", "at least 0", clip_norm);
     optimizer.validate();
     schedule.validate();
   }
