@@ -116,7 +116,7 @@ TEMPLATE_TEST_CASE("gemm equals the double loop for random shapes", "[gemm]", fl
 
 TEST_CASE("gemm equals the double loop across cache blocks", "[gemm]") {
   rbar::Rng rng(3);
-  Problem<float>(37, 40, 7001, false, true, false, 0, rng).check();  // two packed stretches of k
+  Problem<float>(37, 40, 7001, false, true, false, 0, rng).check();  // many slices of k
   Problem<float>(37, 40, 7001, true, false, true, 5, rng).check();
   Problem<float>(2, 900, 600, false, true, true, 1, rng).check();    // few rows, several chunks
   Problem<float>(3000, 2, 300, false, true, false, 0, rng).check();  // few columns, several chunks
@@ -124,8 +124,8 @@ TEST_CASE("gemm equals the double loop across cache blocks", "[gemm]") {
   Problem<double>(5000, 20, 31, true, true, false, 2, rng).check();
 }
 
-TEST_CASE("gemm packs large operands piece by piece", "[gemm]") {
-  // Beyond the arena of 8 MiB an operand: checked on a sample of C, exact in small integers.
+TEST_CASE("gemm takes large operands piece by piece", "[gemm]") {
+  // Many slices and chunks: checked on a sample of C, exact in small integers.
   for (const bool tall : {false, true}) {
     const Index m = tall ? 9000 : 24, n = tall ? 24 : 9000, k = 1100;
     std::vector<float> a(static_cast<std::size_t>(m * k)), b(static_cast<std::size_t>(n * k)),

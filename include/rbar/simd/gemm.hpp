@@ -1,8 +1,8 @@
 // The blocked matrix product after Goto and van de Geijn, "Anatomy of high-performance matrix
-// multiplication", ACM TOMS 34 (2008), and Van Zee and van de Geijn, "BLIS", ACM TOMS 41 (2015), with
-// one change: both operands are packed whole (up to a few MiB at a time) by all threads into one arena,
-// and fixed two-dimensional chunks of C are then computed independently. K is split by the problem
-// alone, so every element of C is summed in the same order for any number of threads.
+// multiplication", ACM TOMS 34 (2008), and Van Zee and van de Geijn, "BLIS", ACM TOMS 41 (2015): slices of
+// B are packed once for all threads, and chunks of rows of C pack their part of A on their own stack, so
+// that everything packed stays in L2. While one slice is multiplied the next is packed. K is cut by
+// the problem alone: every element of C is summed in the same order for any number of threads.
 #pragma once
 
 #include "rbar/core/parallel.hpp"
@@ -19,9 +19,9 @@ namespace detail {
 
 constexpr Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 
-// Packed panels of the calling thread. Grows to the largest product seen and stays: at most 2 × 8 MiB.
+// Slices of B, packed: at most 2 × 512 KiB, kept by the calling thread. Grows to the largest slice seen.
 template <class T>
-T* gemm_arena(Index size) {
+T* gemm_slices(Index size) {
   struct Free {
     void operator()(T* memory) const { ::operator delete[](memory, std::align_val_t{64}); }
   };
@@ -35,52 +35,25 @@ T* gemm_arena(Index size) {
   return memory.get();
 }
 
-// One operand as the packer sees it: `count` rows of A or columns of B, stored with the inner index
-// contiguous (`transposing`) or across.
-template <class T>
-struct GemmOperand {
-  const T* data;
-  Index stride;
-  bool transposing;
-
-  const T* at(Index row, Index inner) const {
-    return transposing ? data + row * stride + inner : data + inner * stride + row;
-  }
-};
-
-// Panels [first, last) of `Width` rows each, over inner indices [inner, inner + depth).
-template <Index Width, class T>
-void pack_panels(const GemmOperand<T>& source, Index row, Index count, Index inner, Index depth, Index first,
-                 Index last, T* packed) {
-  for (Index panel = first; panel < last; ++panel)
-    pack_panel<Width>(source.transposing, source.at(row + panel * Width, inner), source.stride,
-                      std::min(Width, count - panel * Width), depth, packed + panel * Width * depth);
-}
-
-// Sizes of the blocks for one problem. Inner blocks of at most 1.5 KiB a row: a panel of A then stays in
-// L1 while four panels of B, in L2, pass by.
+// How one problem is cut. A slice of B is depth × columns; a chunk of C is rows × columns.
 template <class T>
 struct GemmBlocking {
-  static constexpr Index max_depth = 1536 / static_cast<Index>(sizeof(T));
-  static constexpr Index max_inner = 8 * max_depth;                                      // packed at a time
-  static constexpr Index max_packed = (Index{8} << 20) / static_cast<Index>(sizeof(T));  // elements of one operand
-  static constexpr Index min_work = Index{1} << 20;  // multiply-adds that pay for a hand-over
-  static constexpr Index column_chunk = 4 * gemm_columns<T>;
+  static constexpr Index max_depth = 1024 / static_cast<Index>(sizeof(T));
+  static constexpr Index max_columns = divide_up(512, gemm_columns<T>) * gemm_columns<T>;
+  static constexpr Index max_rows = 128;
+  static constexpr Index min_work = Index{1} << 19;  // multiply-adds that pay for a hand-over to another thread
 
-  Index inner, depth, rows, columns, row_chunk;
+  Index depth, columns, rows;
 
   GemmBlocking(Index m, Index n, Index k) {
     const auto even = [](Index size, Index most, Index multiple) {
       return divide_up(divide_up(size, divide_up(size, most)), multiple) * multiple;
     };
-    inner = even(k, max_inner, 1);
-    depth = even(inner, max_depth, 1);
-    rows = even(m, std::max(gemm_rows, max_packed / inner / gemm_rows * gemm_rows), gemm_rows);
-    columns = even(n, std::max(column_chunk, max_packed / inner / column_chunk * column_chunk), gemm_columns<T>);
-    row_chunk = 16 * gemm_rows;
-    while (row_chunk > 2 * gemm_rows && divide_up(m, row_chunk) * divide_up(n, column_chunk) < 32 &&
-           row_chunk / 2 * column_chunk * inner >= min_work)
-      row_chunk /= 2;
+    depth = even(k, max_depth, 1);
+    columns = even(n, max_columns, gemm_columns<T>);
+    rows = even(m, max_rows, gemm_rows);
+    while (rows > 2 * gemm_rows && divide_up(m, rows) < 16 && rows * columns * depth >= 2 * min_work)
+      rows = even(rows, divide_up(rows, 2), gemm_rows);
   }
 };
 
@@ -94,8 +67,8 @@ void blocked_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k,
   constexpr Index few = 8;
   if (!transpose_a && transpose_b && (m <= few || n <= 4)) {
     // Bound by reading the larger operand once: no packing.
-    const Index chunk_columns = std::max<Index>(16, divide_up(GemmBlocking<T>::min_work / 4, m * k) / 16 * 16);
-    const Index chunk_rows = m <= few ? m : std::max<Index>(few, GemmBlocking<T>::min_work / 4 / (n * k));
+    const Index chunk_columns = std::max<Index>(16, divide_up(GemmBlocking<T>::min_work / 2, m * k) / 16 * 16);
+    const Index chunk_rows = m <= few ? m : std::max<Index>(few, GemmBlocking<T>::min_work / 2 / (n * k));
     const Index across = divide_up(n, chunk_columns);
     parallel_for(divide_up(m, chunk_rows) * across, 1, [&](Index chunk, Index) {
       const Index row = chunk / across * chunk_rows, column = chunk % across * chunk_columns;
@@ -105,53 +78,51 @@ void blocked_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k,
     return;
   }
 
+  using Blocking = GemmBlocking<T>;
   constexpr Index width_a = gemm_rows, width_b = gemm_columns<T>;
-  const GemmOperand<T> left{a, lda, !transpose_a}, right{b, ldb, transpose_b};
-  const GemmBlocking<T> block(m, n, k);
-  const Index size_a = block.rows * block.inner, size_b = block.columns * block.inner;
-  T* const packed_a = gemm_arena<T>(size_a + size_b);
-  T* const packed_b = packed_a + size_a;
+  const Blocking block(m, n, k);
+  const Index slice_size = block.depth * block.columns, depth_slices = divide_up(k, block.depth);
+  const Index slices = divide_up(n, block.columns) * depth_slices;
+  T* const packed = gemm_slices<T>(std::min<Index>(slices, 2) * slice_size);
 
-  for (Index column = 0; column < n; column += block.columns)
-    for (Index inner = 0; inner < k; inner += block.inner)
-      for (Index row = 0; row < m; row += block.rows) {
-        const Index rows = std::min(block.rows, m - row), columns = std::min(block.columns, n - column);
-        const Index length = std::min(block.inner, k - inner);
-        const bool pack_b = row == 0;  // the next rows find it packed
+  struct Slice {
+    Index column, columns, inner, depth;
+  };
+  const auto slice_at = [&](Index number) {
+    const Index column = number / depth_slices * block.columns, inner = number % depth_slices * block.depth;
+    return Slice{column, std::min(block.columns, n - column), inner, std::min(block.depth, k - inner)};
+  };
+  const auto pack_b = [&](Index number, Index panel) {
+    const Slice slice = slice_at(number);
+    const Index j = panel * width_b, column = slice.column + j;
+    pack_panels<width_b>(transpose_b, b + (transpose_b ? column * ldb + slice.inner : slice.inner * ldb + column), ldb,
+                         std::min(width_b, slice.columns - j), slice.depth,
+                         packed + number % 2 * slice_size + j * slice.depth);
+  };
+  const auto multiply = [&](Index number, Index row) {
+    const Slice slice = slice_at(number);
+    const Index rows = std::min(block.rows, m - row);
+    alignas(64) T packed_a[Blocking::max_rows * Blocking::max_depth];
+    pack_panels<width_a>(!transpose_a, a + (transpose_a ? slice.inner * lda + row : row * lda + slice.inner), lda, rows,
+                         slice.depth, packed_a);
+    const T* const packed_b = packed + number % 2 * slice_size;
+    for (Index i = 0; i < rows; i += width_a)
+      for (Index j = 0; j < slice.columns; j += width_b)
+        multiply_panels(slice.depth, packed_a + i * slice.depth, packed_b + j * slice.depth, width_b,
+                        c + (row + i) * ldc + slice.column + j, ldc, std::min(width_a, rows - i),
+                        std::min(width_b, slice.columns - j), accumulate || slice.inner > 0);
+  };
 
-        const Index panels_a = divide_up(rows, width_a), panels_b = pack_b ? divide_up(columns, width_b) : 0;
-        const Index group_a = std::max<Index>(1, (Index{1} << 15) / (width_a * length));
-        const Index tasks_a = divide_up(panels_a, group_a);
-        const bool small = (rows + columns) * length < (Index{1} << 15);
-        parallel_for(tasks_a + panels_b, small ? tasks_a + panels_b : 1, [&](Index begin, Index end) {
-          for (Index task = begin; task < end; ++task)
-            if (task < tasks_a)
-              pack_panels<width_a>(left, row, rows, inner, length, task * group_a,
-                                   std::min(panels_a, (task + 1) * group_a), packed_a);
-            else
-              pack_panels<width_b>(right, column, columns, inner, length, task - tasks_a, task - tasks_a + 1, packed_b);
-        });
-
-        const Index chunks_down = divide_up(rows, block.row_chunk);
-        const Index chunks = chunks_down * divide_up(columns, block.column_chunk);
-        const bool alone = rows * columns * length < GemmBlocking<T>::min_work;
-        parallel_for(chunks, alone ? chunks : 1, [&](Index begin, Index end) {
-          for (Index chunk = begin; chunk < end; ++chunk) {
-            // Neighbouring chunks share columns, so that one thread finds its part of B in L2 again.
-            const Index i0 = chunk % chunks_down * block.row_chunk, i1 = std::min(rows, i0 + block.row_chunk);
-            const Index j0 = chunk / chunks_down * block.column_chunk, j1 = std::min(columns, j0 + block.column_chunk);
-            for (Index p = 0; p < length; p += block.depth) {
-              const Index depth = std::min(block.depth, length - p);
-              const bool add = accumulate || inner > 0 || p > 0;
-              for (Index i = i0; i < i1; i += width_a)
-                for (Index j = j0; j < j1; j += width_b)
-                  multiply_panels(depth, packed_a + i * length + p * width_a, packed_b + j * length + p * width_b,
-                                  width_b, c + (row + i) * ldc + column + j, ldc, std::min(width_a, i1 - i),
-                                  std::min(width_b, j1 - j), add);
-            }
-          }
-        });
-      }
+  // Step s multiplies slice s-1 and packs slice s.
+  for (Index step = 0; step <= slices; ++step) {
+    const Index panels = step < slices ? divide_up(slice_at(step).columns, width_b) : 0;
+    const Index chunks = step > 0 ? divide_up(m, block.rows) : 0;
+    const Index work = (chunks > 0 ? m : 16) * slice_size;
+    parallel_for(panels + chunks, work < Blocking::min_work ? panels + chunks : 1, [&](Index begin, Index end) {
+      for (Index task = begin; task < end; ++task)
+        task < panels ? pack_b(step, task) : multiply(step - 1, (task - panels) * block.rows);
+    });
+  }
 }
 
 }  // namespace rbar::simd

@@ -21,6 +21,8 @@ void multiply_block(Index depth, const T* RBAR_RESTRICT a, const T* RBAR_RESTRIC
   Batch<T> sum[Rows][Vectors];
   for (Index r = 0; r < Rows; ++r)
     for (Index v = 0; v < Vectors; ++v) sum[r][v] = zero<T>();
+  for (Index r = 0; r < Rows; ++r)
+    for (Index v = 0; v < Vectors; ++v) RBAR_PREFETCH_WRITE(c + r * ldc + v * lanes<T>);
   for (Index p = 0; p < depth; ++p) {
     Batch<T> right[Vectors];
     for (Index v = 0; v < Vectors; ++v) right[v] = load(b + v * lanes<T>);
@@ -31,16 +33,18 @@ void multiply_block(Index depth, const T* RBAR_RESTRICT a, const T* RBAR_RESTRIC
     a += gemm_rows;
     b += b_step;
   }
-  constexpr Index whole = Vectors - 1;
-  const Index rest = columns - whole * lanes<T>;
-  for (Index r = 0; r < Rows; ++r, c += ldc) {
-    for (Index v = 0; v < whole; ++v)
-      store(c + v * lanes<T>, accumulate ? sum[r][v] + load(c + v * lanes<T>) : sum[r][v]);
-    T* last = c + whole * lanes<T>;
-    if (rest == lanes<T>)
-      store(last, accumulate ? sum[r][whole] + load(last) : sum[r][whole]);
-    else
-      store_partial(last, accumulate ? sum[r][whole] + load_partial(last, rest) : sum[r][whole], rest);
+  if (columns == Vectors * lanes<T>) {
+    if (accumulate)
+      for (Index r = 0; r < Rows; ++r)
+        for (Index v = 0; v < Vectors; ++v) sum[r][v] = sum[r][v] + load(c + r * ldc + v * lanes<T>);
+    for (Index r = 0; r < Rows; ++r)
+      for (Index v = 0; v < Vectors; ++v) store(c + r * ldc + v * lanes<T>, sum[r][v]);
+  } else {
+    alignas(64) T block[Rows][Vectors * lanes<T>];
+    for (Index r = 0; r < Rows; ++r)
+      for (Index v = 0; v < Vectors; ++v) store(&block[r][v * lanes<T>], sum[r][v]);
+    for (Index r = 0; r < Rows; ++r)
+      for (Index j = 0; j < columns; ++j) c[r * ldc + j] = accumulate ? c[r * ldc + j] + block[r][j] : block[r][j];
   }
 }
 

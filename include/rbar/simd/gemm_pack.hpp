@@ -75,22 +75,34 @@ void pack_group_transposed(const T* source, Index stride, Index count, Index dep
 
 }  // namespace detail
 
-// panel[p·Width + i] = source(i, p) for p < depth, zero for i in [count, Width). The source is stored
-// with p contiguous (`transposing`: source[i·stride + p]) or i contiguous (source[p·stride + i]).
+// Packs `count` rows (of A, or columns of B) over `depth` inner indices into consecutive panels of
+// Width·depth elements, the last one filled up with zeros. The source is stored with the inner index
+// contiguous (`transposing`: source[i·stride + p]) or the rows (source[p·stride + i]).
 template <Index Width, class T>
-void pack_panel(bool transposing, const T* source, Index stride, Index count, Index depth, T* panel) {
+void pack_panels(bool transposing, const T* source, Index stride, Index count, Index depth, T* packed) {
   if (transposing) {
     constexpr Index group = Width < lanes<T> ? Width : lanes<T>;
     static_assert(Width % group == 0);
-    for (Index first = 0; first < Width && first < count; first += group)
-      detail::pack_group_transposed<group, Width>(source + first * stride, stride, count - first, depth, panel + first);
-    // Whole groups without a row are never read: the kernel runs with fewer vectors there.
-  } else if (count == Width) {
-    for (Index p = 0; p < depth; ++p)
-      std::memcpy(panel + p * Width, source + p * stride, sizeof(T) * static_cast<std::size_t>(Width));
-  } else {
-    for (Index p = 0; p < depth; ++p)
-      for (Index i = 0; i < Width; ++i) panel[p * Width + i] = i < count ? source[p * stride + i] : T(0);
+    for (Index panel = 0; panel < count; panel += Width, packed += Width * depth)
+      for (Index i = 0; i < Width && panel + i < count; i += group)  // the kernel never reads a group without rows
+        detail::pack_group_transposed<group, Width>(source + (panel + i) * stride, stride, count - panel - i, depth,
+                                                    packed + i);
+    return;
+  }
+  // A few inner indices at a time: whole cache lines of the source, and longer runs for each panel.
+  constexpr Index block = 8;
+  for (Index p = 0; p < depth; p += block) {
+    const Index end = p + block < depth ? p + block : depth;
+    for (Index panel = 0; panel < count; panel += Width) {
+      const T* from = source + panel;
+      T* to = packed + panel * depth;
+      if (count - panel >= Width)
+        for (Index q = p; q < end; ++q)
+          std::memcpy(to + q * Width, from + q * stride, sizeof(T) * static_cast<std::size_t>(Width));
+      else
+        for (Index q = p; q < end; ++q)
+          for (Index i = 0; i < Width; ++i) to[q * Width + i] = panel + i < count ? from[q * stride + i] : T(0);
+    }
   }
 }
 
