@@ -22,6 +22,7 @@ template <class T>
 struct CoRTModel {
   using Scalar = T;
   using Config = CoRTConfig;
+  static constexpr const char* model_type = "cort";  // in config.json
 
   struct Cache {
     DropoutState dropout;
