@@ -44,8 +44,9 @@ struct ModelEnds {
   // tokens [B, T], the first of them at `first_position` -> hidden [B, T, D].
   void embed(ConstTensorView<Token, 2> tokens, Index first_position, Tensor<T, 3>& hidden) const {
     const Index batch = tokens.dimension(0), length = tokens.dimension(1);
-    require(first_position + length <= max_seq_len(), "embed", "tokens of a sequence",
-            "at most max_seq_len " + std::to_string(max_seq_len()), first_position + length);
+    if (first_position + length > max_seq_len()) [[unlikely]]
+      throw Error("embed", "tokens of a sequence", "at most max_seq_len " + std::to_string(max_seq_len()),
+                  std::to_string(first_position + length));
     ensure_shape(hidden, {batch, length, dim()});
     token_embedding.forward(elements(tokens), rows(hidden));
     const T* position = position_embedding.weight.data() + first_position * dim();

@@ -206,9 +206,9 @@ struct CoherenceMixer {
              const auto& y) const {
     require(tokens.dim == config.d_model, operation, "hidden: features", config.d_model, tokens.dim);
     require_shape(operation, "rows", y, {static_cast<Index>(selected.size()), config.d_model});
-    require(selected.empty() || (selected.front() >= 0 && selected.back() < tokens.batch * tokens.count), operation,
-            "selected", "ascending rows below " + std::to_string(tokens.batch * tokens.count),
-            selected.empty() ? Index{0} : selected.back());
+    if (!selected.empty() && (selected.front() < 0 || selected.back() >= tokens.batch * tokens.count)) [[unlikely]]
+      throw Error(operation, "selected", "ascending rows below " + std::to_string(tokens.batch * tokens.count),
+                  std::to_string(selected.front()) + " … " + std::to_string(selected.back()));
     if (coherence.size() > 0) require_shape(operation, "coherence", coherence, {tokens.batch, tokens.count});
   }
 

@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <string>
 
 namespace rbar {
 
@@ -36,7 +35,7 @@ struct PidConfig {
   void validate() const {
     for (const double value : {proportional, integral, derivative, base, minimum, maximum})
       require(std::isfinite(value), "PidConfig", "gain or limit", "a finite number", value);
-    require(minimum <= maximum, "PidConfig", "minimum", "at most maximum = " + std::to_string(maximum), minimum);
+    require(minimum <= maximum, "PidConfig", "minimum", "at most the maximum", minimum);
   }
 };
 
