@@ -1,0 +1,199 @@
+// The attention engine: share of the FMA peak forward, backward and under a causal mask (whose FLOPs are only those of
+// visible pairs), what a score functor costs, decoding from a cache. `speedup` is over the same tiles made of Eigen
+// products, or over the plain loop where that is said.
+#include "rbar/attention/engine.hpp"
+#include "rbar/core/random.hpp"
+#include "support.hpp"
+
+#include <cmath>
+
+namespace {
+
+using namespace rbar;
+
+// One head after the other in memory, as attention libraries are usually timed; `heads` of them.
+struct Setting {
+  Index tokens, dim, heads;
+  Tensor<float, 3> query, key, value, output, doutput, dquery, dkey, dvalue, lse;
+
+  Setting(Index tokens_, Index dim_, Index heads_) : tokens(tokens_), dim(dim_), heads(heads_) {
+    Rng rng(1);
+    for (auto* tensor : {&query, &key, &value, &output, &doutput, &dquery, &dkey, &dvalue}) {
+      tensor->resize(1, tokens, heads * dim);
+      for (float& x : elements(*tensor)) x = static_cast<float>(rng.normal());
+    }
+    lse.resize(1, tokens, heads);
+  }
+  DotProductScore score() const { return {1 / std::sqrt(static_cast<double>(dim))}; }
+  // 2 FLOPs a multiply-add, two products forward.
+  double flops(bool causal) const {
+    const double t = static_cast<double>(tokens);
+    return 4.0 * static_cast<double>(heads * dim) * (causal ? t * (t + 1) / 2 : t * t);
+  }
+  template <class Score, class Mask>
+  void forward(const Score& s, const Mask& mask) {
+    attend<float>(heads_view(std::as_const(query), heads), heads_view(std::as_const(key), heads),
+                  heads_view(std::as_const(value), heads), s, mask, heads_view(output, heads), lse.data());
+  }
+  template <class Score, class Mask>
+  void backward(const Score& s, const Mask& mask) {
+    attend_backward<float>(heads_view(query, heads), heads_view(key, heads), heads_view(value, heads),
+                           heads_view(output, heads), heads_view(doutput, heads), lse.data(), s, mask,
+                           heads_view(dquery, heads), heads_view(dkey, heads), heads_view(dvalue, heads));
+  }
+};
+
+// What one would write with Eigen: tiles of 64 queries, softmax over whole rows of [64, tokens].
+void eigen_forward(Setting& x, bool causal) {
+  using Strided = Eigen::Map<const Matrix<float>, 0, Eigen::OuterStride<>>;
+  constexpr Index tile = 64;
+  static Matrix<float> scores;
+  const Index stride = x.heads * x.dim;
+  for (Index h = 0; h < x.heads; ++h)
+    for (Index first = 0; first < x.tokens; first += tile) {
+      const Index count = std::min(tile, x.tokens - first), keys = causal ? first + count : x.tokens;
+      const Strided q(x.query.data() + first * stride + h * x.dim, count, x.dim, Eigen::OuterStride<>(stride));
+      const Strided k(x.key.data() + h * x.dim, keys, x.dim, Eigen::OuterStride<>(stride));
+      const Strided v(x.value.data() + h * x.dim, keys, x.dim, Eigen::OuterStride<>(stride));
+      scores.resize(count, keys);
+      scores.noalias() = q * k.transpose() * static_cast<float>(x.score().scale);
+      for (Index i = 0; i < count; ++i) {
+        auto row = scores.row(i).head(causal ? first + i + 1 : keys);
+        row = (row.array() - row.maxCoeff()).exp();
+        row /= row.sum();
+        if (causal) scores.row(i).tail(keys - row.size()).setZero();
+      }
+      Eigen::Map<Matrix<float>, 0, Eigen::OuterStride<>>(x.output.data() + first * stride + h * x.dim, count, x.dim,
+                                                         Eigen::OuterStride<>(stride))
+          .noalias() = scores * v;
+    }
+}
+
+void forward(benchmark::State& state, bool causal) {
+  Setting x(state.range(0), state.range(1), state.range(2));
+  bench::measure(
+      state, {.flops = x.flops(causal)},
+      [&] { causal ? x.forward(x.score(), CausalMask{}) : x.forward(x.score(), FullMask{}); },
+      [&] { eigen_forward(x, causal); });
+}
+void forward_full(benchmark::State& state) { forward(state, false); }
+void forward_causal(benchmark::State& state) { forward(state, true); }
+
+void backward(benchmark::State& state, bool causal) {
+  Setting x(state.range(0), state.range(1), state.range(2));
+  causal ? x.forward(x.score(), CausalMask{}) : x.forward(x.score(), FullMask{});
+  bench::measure(state, {.flops = 2.5 * x.flops(causal)},
+                 [&] { causal ? x.backward(x.score(), CausalMask{}) : x.backward(x.score(), FullMask{}); });
+}
+void backward_full(benchmark::State& state) { backward(state, false); }
+void backward_causal(benchmark::State& state) { backward(state, true); }
+
+// 2β s − β‖k‖², one number a key.
+struct SheafScore {
+  static constexpr int key_values = 1;
+  float beta;
+  const float* square_norm;  // [row][head]
+  Index heads;
+
+  double query_scale(const QueryIndex&) const { return 2 * beta; }
+  void load_key(const KeyIndex& key, float* values) const {
+    values[0] = beta * square_norm[key.row * heads + key.head];
+  }
+  template <class B>
+  B logit(const B& dot, const auto&, const auto& key, const PairLanes&) const {
+    return dot - key[0];
+  }
+  template <class B>
+  B vjp(const B& dlogit, const B&, const auto&, const auto&, const PairLanes&, auto&, auto& dkey, auto&) const {
+    dkey[0] -= dlogit;
+    return dlogit;
+  }
+};
+
+// s·(λ cos(φ_i − ψ_j) + 1 − λ)/τ_i, the temperature folded into q.
+struct PhaseScore {
+  static constexpr int query_values = 2, key_values = 2;  // λ cos φ, λ sin φ and cos ψ, sin ψ
+  const float* phase;                                     // [row], of queries and of keys
+  float strength, scale;
+
+  double query_scale(const QueryIndex&) const { return scale; }
+  void load_query(const QueryIndex& query, float* values) const {
+    values[0] = strength * std::cos(phase[query.row]), values[1] = strength * std::sin(phase[query.row]);
+  }
+  void load_key(const KeyIndex& key, float* values) const {
+    values[0] = std::cos(phase[key.row]), values[1] = std::sin(phase[key.row]);
+  }
+  template <class B>
+  B logit(const B& dot, const auto& query, const auto& key, const PairLanes&) const {
+    return dot * (query[0] * key[0] + query[1] * key[1] + B(1 - strength));
+  }
+};
+
+void score_sheaf(benchmark::State& state) {
+  Setting x(state.range(0), state.range(1), state.range(2));
+  std::vector<float> norms(static_cast<std::size_t>(x.tokens * x.heads), static_cast<float>(x.dim));
+  const SheafScore score{0.05f, norms.data(), x.heads};
+  bench::measure(state, {.flops = x.flops(false)}, [&] { x.forward(score, FullMask{}); });
+}
+void score_phase_modulated(benchmark::State& state) {
+  Setting x(state.range(0), state.range(1), state.range(2));
+  std::vector<float> phase(static_cast<std::size_t>(x.tokens));
+  for (Index t = 0; t < x.tokens; ++t) phase[static_cast<std::size_t>(t)] = 0.01f * static_cast<float>(t);
+  const PhaseScore score{phase.data(), 0.5f, static_cast<float>(x.score().scale)};
+  bench::measure(state, {.flops = x.flops(false)}, [&] { x.forward(score, FullMask{}); });
+}
+
+// One new token: range(0) cached tokens, range(2) query heads on range(3) K/V heads. Counted in bytes of the cache
+// read; the reference is the plain loop.
+void decode(benchmark::State& state) {
+  const Index tokens = state.range(0), dim = state.range(1), heads = state.range(2), kv_heads = state.range(3);
+  Setting cache(tokens, dim, kv_heads), step(1, dim, heads);
+  const auto run = [&] {
+    attend<float>(heads_view(step.query, heads), heads_view(cache.key, kv_heads), heads_view(cache.value, kv_heads),
+                  step.score(), CausalMask{tokens - 1}, heads_view(step.output, heads));
+  };
+  std::vector<float> weight(static_cast<std::size_t>(tokens));
+  const auto plain = [&] {
+    for (Index h = 0; h < heads; ++h) {
+      const float* q = step.query.data() + h * dim;
+      float* out = step.output.data() + h * dim;
+      const Index kv = h / (heads / kv_heads) * dim, stride = kv_heads * dim;
+      float largest = -INFINITY, sum = 0;
+      for (Index j = 0; j < tokens; ++j) {
+        float dot = 0;
+        for (Index d = 0; d < dim; ++d) dot += q[d] * cache.key.data()[j * stride + kv + d];
+        weight[static_cast<std::size_t>(j)] = dot * static_cast<float>(step.score().scale);
+        largest = std::max(largest, weight[static_cast<std::size_t>(j)]);
+      }
+      for (float& w : weight) sum += w = std::exp(w - largest);
+      std::fill_n(out, dim, 0.0f);
+      for (Index j = 0; j < tokens; ++j)
+        for (Index d = 0; d < dim; ++d)
+          out[d] += weight[static_cast<std::size_t>(j)] / sum * cache.value.data()[j * stride + kv + d];
+    }
+    benchmark::ClobberMemory();
+  };
+  bench::measure(state, {.bytes = 8.0 * static_cast<double>(tokens * kv_heads * dim)}, run, plain);
+}
+
+void shapes(benchmark::internal::Benchmark* b) {
+  for (const Index dim : {64, 128})
+    for (const Index tokens : {512, 1024, 2048, 4096}) b->Args({tokens, dim, tokens < 2048 ? 4 : 1});
+  bench::standard(b);
+}
+void one_shape(benchmark::internal::Benchmark* b) {
+  b->Args({1024, 64, 4});
+  bench::standard(b);
+}
+
+BENCHMARK(forward_full)->Apply(shapes);
+BENCHMARK(forward_causal)->Apply(shapes);
+BENCHMARK(backward_full)->Apply(shapes);
+BENCHMARK(backward_causal)->Apply(shapes);
+BENCHMARK(score_sheaf)->Apply(one_shape);
+BENCHMARK(score_phase_modulated)->Apply(one_shape);
+BENCHMARK(decode)->Args({1024, 64, 8, 8})->Args({1024, 64, 8, 2})->Args({4096, 64, 8, 8})->Apply(bench::standard);
+
+}  // namespace
+
+int main(int argc, char** argv) { return bench::run(argc, argv); }
