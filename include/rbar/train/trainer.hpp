@@ -83,7 +83,8 @@ class Trainer {
   using Scalar = typename M::Scalar;
   using Model = M;
 
-  // Trains `model` in place; the model must outlive the trainer and keep its shapes.
+  // Trains `model` in place. The trainer points into its tensors: the model must outlive it, and whoever assigns
+  // another model to it meanwhile must copy, not move.
   Trainer(M& model, const TrainingConfig& config)
       : model_(model), config_(config), gradient_(zeros_like(model)), parameters_(model_), gradients_(gradient_) {
     config_.validate();

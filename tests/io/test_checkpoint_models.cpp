@@ -1,0 +1,61 @@
+// Resuming bit for bit with the library's own models: dropout and gradient accumulation on, and for CoRT the
+// thresholds and controllers of its routers.
+#include "io/temporary_folder.hpp"
+#include "rbar/io/checkpoint.hpp"
+#include "rbar/model/cort.hpp"
+#include "rbar/model/transformer.hpp"
+#include "support/catch.hpp"
+
+using namespace rbar;
+
+namespace {
+
+template <class Model>
+void check_resuming(const typename Model::Config& config) {
+  const test::TemporaryFolder folder;
+  Rng rng(8);
+  std::vector<Token> tokens(400);
+  for (Token& token : tokens) token = static_cast<Token>(rng.below(10));
+  TrainingConfig training;
+  training.steps = 7;
+  training.batch_size = 2;
+  training.accumulation = 2;
+  training.window = 13;
+  training.schedule.warmup_steps = 2;
+
+  Rng other_rng(9);
+  Model straight(config, rng), first = straight, second(config, other_rng);
+  Trainer straight_trainer(straight, training);
+  straight_trainer.train(tokens);
+  {
+    Trainer trainer(first, training);
+    for (int i = 0; i < 4; ++i) trainer.step(tokens);
+    save_checkpoint(folder / "run", trainer);
+  }
+  Trainer trainer(second, training);
+  load_checkpoint(folder / "run", trainer);
+  trainer.train(tokens);
+  const auto expected = detail::checkpoint_tensors(straight_trainer), resumed = detail::checkpoint_tensors(trainer);
+  REQUIRE(expected.size() == resumed.size());
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    INFO(expected[i].name);
+    CHECK(std::equal(expected[i].data, expected[i].data + expected[i].size, resumed[i].data));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a transformer resumes bit for bit", "[io]") {
+  check_resuming<TransformerModel<float>>(TransformerConfig::gpt2_style(10, 12, 2, 2, 16));
+}
+
+TEST_CASE("CoRT resumes bit for bit, its routers' state included", "[io]") {
+  CoRTConfig config;
+  config.vocab_size = 10;
+  config.d_model = 12;
+  config.n_heads = 2;
+  config.n_layers = 2;
+  config.max_seq_len = 16;
+  config.adaptive_routing = true;
+  check_resuming<CoRTModel<float>>(config);
+}

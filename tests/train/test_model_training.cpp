@@ -1,0 +1,73 @@
+// The trainer on the library's own models: they learn, and threads change no bit.
+#include "rbar/model/cort.hpp"
+#include "rbar/model/transformer.hpp"
+#include "rbar/train/trainer.hpp"
+#include "support/catch.hpp"
+
+using namespace rbar;
+
+namespace {
+
+// Words of a small grammar: the next letter is certain inside a word and free between words.
+std::vector<Token> words(Index count) {
+  constexpr std::array<std::array<Token, 4>, 3> lexicon = {{{0, 1, 2, 9}, {3, 4, 5, 9}, {6, 7, 8, 9}}};
+  Rng rng(21);
+  std::vector<Token> tokens;
+  while (static_cast<Index>(tokens.size()) < count)
+    for (const Token token : lexicon[rng.below(3)]) tokens.push_back(token);
+  return tokens;
+}
+
+TrainingConfig config_of(Index steps) {
+  TrainingConfig config;
+  config.steps = steps;
+  config.batch_size = 3;
+  config.accumulation = 2;
+  config.window = 19;
+  config.optimizer.learning_rate = 0.01;
+  config.schedule.warmup_steps = 5;
+  return config;
+}
+
+TransformerConfig gpt2() { return TransformerConfig::gpt2_style(10, 16, 2, 2, 32); }
+TransformerConfig llama() { return TransformerConfig::llama_style(10, 16, 2, 4, 2, 24, 32); }
+CoRTConfig cort(bool adaptive) {
+  CoRTConfig config;
+  config.vocab_size = 10;
+  config.d_model = 16;
+  config.n_heads = 2;
+  config.n_layers = 2;
+  config.max_seq_len = 32;
+  config.route_frac = 0.4;
+  config.adaptive_routing = adaptive;
+  return config;
+}
+
+template <class Model>
+void check_training(const typename Model::Config& config) {
+  const auto tokens = words(600);
+  Rng rng(4);
+  const Model start(config, rng);
+  Model one = start, two = start;
+  Trainer trainer(one, config_of(60));
+  const double first_loss = trainer.step(tokens).loss;
+  CHECK(first_loss == Approx(std::log(10)).margin(0.5));
+  trainer.train(tokens);
+  CHECK(evaluate(one, tokens, {.window = 19}).nats < 0.8);  // ln 3 / 4 = 0.27 at best, ln 10 = 2.3 at first
+
+  set_num_threads(2);
+  Trainer(two, config_of(60)).train(tokens);
+  set_num_threads(1);
+  const auto left = parameters_of(one), right = parameters_of(two);
+  for (std::size_t i = 0; i < left.size(); ++i) {
+    INFO(left[i].name);
+    CHECK(std::equal(left[i].data, left[i].data + left[i].size, right[i].data));
+  }
+}
+
+}  // namespace
+
+TEST_CASE("a GPT-2 style transformer trains") { check_training<TransformerModel<float>>(gpt2()); }
+TEST_CASE("a Llama style transformer trains") { check_training<TransformerModel<float>>(llama()); }
+TEST_CASE("CoRT trains") { check_training<CoRTModel<float>>(cort(false)); }
+TEST_CASE("CoRT with an adaptive router trains") { check_training<CoRTModel<float>>(cort(true)); }
