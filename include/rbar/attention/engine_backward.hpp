@@ -107,10 +107,10 @@ struct BackwardTile {
     alignas(64) T one[lanes];
     std::fill_n(one, lanes, T(1));
     for (Index v = 0; v < tile.vectors; ++v) {
-      simd::rows_to_lanes([&](Index r) { return query_rows + (v * lanes + r) * query.dim; }, lanes, query.dim, one,
-                          query_lanes + v * lanes, tile.width());
-      simd::rows_to_lanes([&](Index r) { return doutput_rows + (v * lanes + r) * value.dim; }, lanes, value.dim, one,
-                          doutput_lanes + v * lanes, tile.width());
+      simd::rows_to_lanes([&](Index r) { return query_rows + (v * lanes + r) * views.query.dim; }, lanes, query.dim,
+                          one, query_lanes + v * lanes, tile.width());
+      simd::rows_to_lanes([&](Index r) { return doutput_rows + (v * lanes + r) * views.value.dim; }, lanes, value.dim,
+                          one, doutput_lanes + v * lanes, tile.width());
     }
     std::fill_n(dquery_lanes, query.dim * tile.width(), T(0));
     for (auto& sums : dquery_values) sums.fill(T(0));
