@@ -22,7 +22,7 @@ struct Row {
   Index count;
 
   Row(Index count_, Index offset, std::uint64_t seed)
-      : memory(static_cast<std::size_t>(count_ + 3 * simd::lanes<T>), guard), count(count_) {
+      : memory(static_cast<std::size_t>(count_) + 192 / sizeof(T), guard), count(count_) {
     const auto misaligned = reinterpret_cast<std::uintptr_t>(memory.data()) % 64 / sizeof(T);
     data = memory.data() + (64 / sizeof(T) - misaligned) % (64 / sizeof(T)) + offset;
     Rng rng(seed);
