@@ -3,8 +3,10 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 #include <random>
 #include <string>
+#include <string_view>
 
 namespace test {
 
@@ -23,6 +25,11 @@ class TemporaryFolder {
   TemporaryFolder& operator=(const TemporaryFolder&) = delete;
 
   std::filesystem::path operator/(const std::string& name) const { return path_ / name; }
+  // A file to be read by the test: not flushed to the disk, which hundreds of files would wait for.
+  std::filesystem::path write(const std::string& name, std::string_view contents) const {
+    std::ofstream(path_ / name, std::ios::binary) << contents;
+    return path_ / name;
+  }
   std::ptrdiff_t count() const { return std::distance(std::filesystem::directory_iterator(path_), {}); }
 
  private:

@@ -43,9 +43,7 @@ struct SmallBpe {
 
   static rbar::BpeTokenizer make(const std::string& encoder, const std::string& lines) {
     const test::TemporaryFolder folder;
-    rbar::write_file_atomically(folder / "encoder.json", std::string_view(encoder));
-    rbar::write_file_atomically(folder / "vocab.bpe", std::string_view(lines));
-    return rbar::BpeTokenizer(folder / "encoder.json", folder / "vocab.bpe");
+    return rbar::BpeTokenizer(folder.write("encoder.json", encoder), folder.write("vocab.bpe", lines));
   }
 };
 

@@ -44,8 +44,7 @@ TEST_CASE("a character vocabulary survives its file, and no other file is taken 
                             R"({"type":"characters","characters":"aab"})", R"({"type":1,"characters":"ab"})",
                             R"({"type":"characters","characters":"ab","x":1})"}) {
     CAPTURE(wrong);
-    rbar::write_file_atomically(folder / "tokenizer.json", std::string_view(wrong));
-    CHECK_THROWS_AS(rbar::CharTokenizer::load(folder / "tokenizer.json"), rbar::Error);
+    CHECK_THROWS_AS(rbar::CharTokenizer::load(folder.write("tokenizer.json", wrong)), rbar::Error);
   }
   CHECK_THROWS_AS(rbar::CharTokenizer::load(folder / "none"), rbar::Error);
 }
@@ -74,8 +73,7 @@ std::string llama2c_bytes(const Vocabulary& vocabulary, std::int32_t longest = 7
 }
 rbar::Llama2cTokenizer llama2c_tokenizer(const std::string& bytes) {
   const test::TemporaryFolder folder;
-  rbar::write_file_atomically(folder / "tokenizer.bin", std::string_view(bytes));
-  return rbar::Llama2cTokenizer(folder / "tokenizer.bin");
+  return rbar::Llama2cTokenizer(folder.write("tokenizer.bin", bytes));
 }
 
 // As llama2.c does it: over and over, join the neighbours whose union has the best score.
