@@ -25,8 +25,8 @@ struct TrainingConfig {
   Index window = 128;      // tokens in a window
   double clip_norm = 1;    // largest global norm of the gradient; 0 does not clip
   std::uint64_t seed = 1;  // of the windows and of dropout
-  AdamWConfig optimizer;
-  ScheduleConfig schedule;
+  AdamWConfig optimizer = {};
+  ScheduleConfig schedule = {};
 
   template <class V>
   void fields(V&& v) {
