@@ -1,0 +1,78 @@
+// A language model whose type is chosen at run time, as the programs here need it. The library itself has
+// no such thing: a family of models is compiled once, in models/<name>.cpp, and this is all that the
+// programs see of it.
+#pragma once
+
+#include "rbar/audit/causality.hpp"
+#include "rbar/audit/routing_report.hpp"
+#include "rbar/model/generate.hpp"
+#include "rbar/train/trainer.hpp"
+
+#include <nlohmann/json_fwd.hpp>
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace rbar_lm {
+
+using rbar::Index;
+using rbar::Token;
+
+// What a training run does beside learning.
+struct TrainingRun {
+  rbar::TokenSpan train, validation;
+  rbar::TrainingConfig config;
+  Index validate_every = 0;  // steps; 0: only at the end
+  Index save_every = 0;      // steps; 0: only at the end
+  double bytes_per_token = 1;
+  std::filesystem::path csv;     // log, a line a step; empty: none
+  std::filesystem::path folder;  // of model and checkpoint; empty: nothing is written
+  bool resume = false;           // go on from the checkpoint in `folder`
+  bool allow_changes = false;    // ... even if `config` is not the run\'s
+  bool quiet = false;            // no progress on the terminal
+};
+
+struct TrainingResult {
+  double seconds = 0;  // spent in training steps
+  Index tokens = 0;    // seen by them
+  rbar::Evaluation validation;
+};
+
+class AnyModel {
+ public:
+  virtual ~AnyModel() = default;
+  virtual nlohmann::ordered_json config() const = 0;
+  virtual std::vector<std::pair<std::string, std::vector<Index>>> parameters() const = 0;  // name, shape
+  virtual Index vocabulary() const = 0;
+  virtual Index longest_context() const = 0;
+  virtual TrainingResult train(const TrainingRun&) = 0;
+  virtual rbar::Evaluation evaluate(rbar::TokenSpan, const rbar::EvaluationOptions&) const = 0;
+  // Mean loss in nats when every prediction is the last of its window, with nothing after it to look at:
+  // what the model knows without the future. 512 predictions, spread over the text.
+  virtual double nats_from_the_past(rbar::TokenSpan, Index window) const = 0;
+  virtual std::vector<Token> generate(rbar::TokenSpan prompt, const rbar::GenerateOptions&) const = 0;
+  virtual rbar::CausalityReport causality(const rbar::CausalityOptions&) const = 0;
+  // What the routers do with a text; no layers for a model without routers.
+  virtual rbar::RoutingReport routing(rbar::TokenSpan, std::vector<std::string> pieces) const = 0;
+  virtual void save(const std::filesystem::path& folder) const = 0;
+};
+
+// A family: how to make its models. `settings` are fields of its config; what is not named keeps the
+// family's default. Errors: unknown fields, and what the config refuses.
+struct Family {
+  std::string name, description;
+  std::function<std::unique_ptr<AnyModel>(const nlohmann::json& settings, std::uint64_t seed)> create;
+  std::function<std::unique_ptr<AnyModel>(const std::filesystem::path& folder)> load;
+};
+
+Index count_parameters(const AnyModel&);
+double attention_share(const AnyModel&, rbar::TokenSpan);  // of the tokens, mean over layers; 1 without routers
+
+std::vector<Family>& families();                                            // in the order of registration
+const Family& family(const std::string& name);                              // throws rbar::Error that lists the names
+std::unique_ptr<AnyModel> load_model(const std::filesystem::path& folder);  // the family is in its config.json
+
+}  // namespace rbar_lm

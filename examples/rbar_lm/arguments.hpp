@@ -1,0 +1,54 @@
+// What the command line said, in plain data.
+#pragma once
+
+#include "rbar/train/trainer.hpp"
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace rbar_lm {
+
+using rbar::Index;
+
+struct Arguments {
+  std::string command;
+
+  // The model: a saved one (`from`), or a fresh one of a family with some fields of its config set.
+  std::string from;
+  std::string model = "standard";
+  std::string config_file;          // JSON with fields of the config
+  std::vector<std::string> fields;  // "--d_model", "256", "--n_layers=4": what the program itself has no option for
+
+  // The text.
+  std::string text;
+  std::string tokenizer = "bytes";
+  std::string vocabulary, merges;  // GPT-2's encoder.json and vocab.bpe
+  std::string split = "validation";
+
+  rbar::TrainingConfig training;
+  bool context_given = false;
+  Index validate_every = 0, save_every = 0;
+  std::string out, csv;
+  bool resume = false, allow_changes = false;
+
+  std::string prompt;
+  Index new_tokens = 200;
+  double temperature = 0.8, top_p = 1;
+  Index top_k = 0;
+  bool no_cache = false;
+
+  Index audit_trials = 16;
+
+  std::uint64_t seed = 1;
+  int threads = 0;  // 0: all cores
+  bool json = false, quiet = false;
+};
+
+int train(const Arguments&);
+int eval(const Arguments&);
+int generate(const Arguments&);
+int audit(const Arguments&);
+int inspect(const Arguments&);
+
+}  // namespace rbar_lm

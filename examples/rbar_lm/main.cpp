@@ -1,0 +1,168 @@
+// rbar_lm: train, evaluate, sample, audit and inspect language models from the command line.
+//   rbar_lm train --model cort --text shakespeare.txt --tokenizer chars --steps 1500 --out run
+//   rbar_lm generate --from run --prompt "ROMEO:"
+// Exit code 0: fine; 1: `audit` found a leak; 2: bad arguments or files, said in one line on stderr.
+#include "arguments.hpp"
+
+#include "rbar/core/parallel.hpp"
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <thread>
+
+namespace rbar_lm {
+namespace {
+
+constexpr const char* footer =
+    "Every field of a model's config is an option too, such as --d_model 256; `rbar_lm inspect --model cort` lists "
+    "them.";
+
+// Options of several commands.
+void add_common(CLI::App& command, Arguments& a) {
+  command.add_option("--seed", a.seed, "Seed of weights, windows, dropout and sampling")->capture_default_str();
+  command.add_option("--threads", a.threads, "Threads (0: all cores); the results do not depend on it")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command.add_flag("--json", a.json, "End with one line of JSON");
+  command.add_flag("--quiet", a.quiet, "No progress");
+  command.footer(footer);
+}
+void add_fresh_model(CLI::App& command, Arguments& a) {
+  command.add_option("--model", a.model, "Family of the model")->capture_default_str();
+  command.add_option("--config", a.config_file, "JSON file with fields of the model's config");
+  command.allow_extras();  // fields of the config, which only the family knows
+}
+void add_saved_model(CLI::App& command, Arguments& a) {
+  command.add_option("--from", a.from, "Folder of a trained model")->required();
+}
+void add_text(CLI::App& command, Arguments& a) {
+  command.add_option("--text", a.text, "Text file; the first 90% train, the rest validates")->required();
+}
+
+void add_training(CLI::App& command, Arguments& a) {
+  rbar::TrainingConfig& t = a.training;
+  t.optimizer.learning_rate = 1e-3;
+  command.add_option("--tokenizer", a.tokenizer, "bytes, chars, or bpe with its two files")->capture_default_str();
+  command.add_option("--bpe-vocabulary", a.vocabulary, "encoder.json of GPT-2");
+  command.add_option("--bpe-merges", a.merges, "vocab.bpe of GPT-2");
+  command.add_option("--steps", t.steps, "Optimiser steps")->capture_default_str();
+  command.add_option("--batch", t.batch_size, "Windows in a forward pass")->capture_default_str();
+  command.add_option("--accumulation", t.accumulation, "Forward passes in a step")->capture_default_str();
+  command.add_option("--context", t.window, "Tokens in a window")->capture_default_str();
+  command.add_option("--lr", t.optimizer.learning_rate, "Peak learning rate")->capture_default_str();
+  command.add_option("--beta1", t.optimizer.beta1, "Decay of AdamW's first moment")->capture_default_str();
+  command.add_option("--beta2", t.optimizer.beta2, "Decay of AdamW's second moment")->capture_default_str();
+  command.add_option("--weight-decay", t.optimizer.weight_decay, "Weight decay")->capture_default_str();
+  command.add_option_function<std::string>(
+      "--decay",
+      [&t](const std::string& name) {
+        if (!parse(name, t.optimizer.decay)) throw CLI::ValidationError("--decay", "matrices or all, got " + name);
+      },
+      "What decays: matrices or all");
+  command.add_option_function<std::string>(
+      "--schedule",
+      [&t](const std::string& name) {
+        if (!parse(name, t.schedule.schedule))
+          throw CLI::ValidationError("--schedule", "constant or cosine, got " + name);
+      },
+      "Learning rate after the warm-up: constant or cosine");
+  command.add_option("--warmup", t.schedule.warmup_steps, "Steps of linear warm-up")->capture_default_str();
+  command.add_option("--min-ratio", t.schedule.min_ratio, "Share of the peak where the cosine ends")
+      ->capture_default_str();
+  command.add_option("--clip", t.clip_norm, "Largest norm of the gradient (0: no clipping)")->capture_default_str();
+  command.add_option("--validate-every", a.validate_every, "Steps between validations (0: only at the end)");
+  command.add_option("--save-every", a.save_every, "Steps between checkpoints in --out (0: only at the end)");
+  command.add_option("--out", a.out, "Folder for the model, its tokenizer and the checkpoint");
+  command.add_flag("--resume", a.resume, "Go on from the checkpoint in --out: bit for bit the uninterrupted run");
+  command.add_flag("--allow-changes", a.allow_changes,
+                   "With --resume: other options than the run had, such as more steps");
+  command.add_option("--csv", a.csv, "Log with one line a step");
+}
+
+void add_sampling(CLI::App& command, Arguments& a) {
+  command.add_option("--prompt", a.prompt, "Text to continue");
+  command.add_option("--tokens", a.new_tokens, "New tokens")->check(CLI::NonNegativeNumber)->capture_default_str();
+  command.add_option("--temperature", a.temperature, "0: always the likeliest token")->capture_default_str();
+  command.add_option("--top-k", a.top_k, "Sample among the k likeliest (0: all)")->capture_default_str();
+  command.add_option("--top-p", a.top_p, "Sample among the likeliest that hold this probability")
+      ->capture_default_str();
+  command.add_flag("--no-cache", a.no_cache, "Compute every token from the whole context, without the KV cache");
+}
+
+int run(int count, char** values) {
+  Arguments a;
+  CLI::App app("Train, evaluate, sample, audit and inspect language models.", "rbar_lm");
+  app.require_subcommand(1);
+
+  CLI::App& train_command = *app.add_subcommand("train", "Train a model on a text");
+  add_fresh_model(train_command, a);
+  add_text(train_command, a);
+  add_training(train_command, a);
+
+  CLI::App& eval_command = *app.add_subcommand("eval", "Loss of a trained model on a text");
+  add_saved_model(eval_command, a);
+  add_text(eval_command, a);
+  eval_command.add_option("--split", a.split, "validation (the last 10%) or all")
+      ->check(CLI::IsMember({"validation", "all"}))
+      ->capture_default_str();
+  auto* eval_context = eval_command.add_option("--context", a.training.window, "Tokens in a window");
+
+  CLI::App& generate_command = *app.add_subcommand("generate", "Continue a prompt");
+  add_saved_model(generate_command, a);
+  add_sampling(generate_command, a);
+
+  CLI::App& audit_command = *app.add_subcommand("audit", "Does the model see the future? Exit code 1 if so");
+  add_fresh_model(audit_command, a);
+  audit_command.add_option("--from", a.from, "Folder of a trained model (instead of a fresh --model)");
+  audit_command.add_option("--trials", a.audit_trials, "Tokens to change")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+
+  CLI::App& inspect_command = *app.add_subcommand("inspect", "Config, parameters, and the routing of a --prompt");
+  add_fresh_model(inspect_command, a);
+  inspect_command.add_option("--from", a.from, "Folder of a trained model (instead of a fresh --model)");
+  inspect_command.add_option("--prompt", a.prompt, "Show which of its tokens go to attention");
+
+  struct Command {
+    CLI::App* app;
+    int (*run)(const Arguments&);
+  };
+  const Command commands[] = {{&train_command, train},
+                              {&eval_command, eval},
+                              {&generate_command, generate},
+                              {&audit_command, audit},
+                              {&inspect_command, inspect}};
+  for (const Command& command : commands) add_common(*command.app, a);
+
+  try {
+    app.parse(count, values);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == 0) return app.exit(error);  // --help
+    std::fprintf(stderr, "rbar_lm: %s\n", error.what());
+    return 2;
+  }
+  a.context_given = eval_context->count() > 0;
+  a.training.seed = a.seed;
+  rbar::set_num_threads(a.threads > 0 ? a.threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
+  for (const Command& command : commands) {
+    if (!command.app->parsed()) continue;
+    a.fields = command.app->remaining();
+    return command.run(a);
+  }
+  return 2;
+}
+
+}  // namespace
+}  // namespace rbar_lm
+
+int main(int count, char** values) {
+  try {
+    return rbar_lm::run(count, values);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "rbar_lm: %s\n", error.what());
+    return 2;
+  }
+}

@@ -1,0 +1,57 @@
+# The program as a user meets it: what it does, its exit codes, and what it says when it is misused.
+set(folder ${CMAKE_CURRENT_BINARY_DIR}/rbar_lm_test)
+file(MAKE_DIRECTORY ${folder})
+set(text ${PROJECT_SOURCE_DIR}/README.md)
+
+# rbar_lm_test(NAME EXIT_CODE PATTERN ARGUMENT...): the output has a line that matches PATTERN; with exit code 2
+# there is nothing but that line, on stderr.
+function(rbar_lm_test NAME EXIT_CODE PATTERN)
+  add_test(NAME "rbar_lm: ${NAME}"
+           COMMAND ${CMAKE_COMMAND} -DEXIT_CODE=${EXIT_CODE} "-DPATTERN=${PATTERN}" -DPROGRAM=$<TARGET_FILE:rbar_lm>
+                   -P ${CMAKE_CURRENT_SOURCE_DIR}/rbar_lm/expect.cmake -- ${ARGN})
+  set_tests_properties("rbar_lm: ${NAME}" PROPERTIES LABELS example WORKING_DIRECTORY ${folder})
+endfunction()
+
+set(tiny --d_model 16 --n_layers 1 --n_heads 2)
+foreach(model IN ITEMS standard cort)
+  rbar_lm_test("train ${model}" 0 "\"val_bpc\":[0-9.]+" train --model ${model} --text ${text} --steps 4 --batch 2
+               --context 16 ${tiny} --out ${model} --csv ${model}.csv --json)
+  set_tests_properties("rbar_lm: train ${model}" PROPERTIES FIXTURES_SETUP ${model})
+  rbar_lm_test("eval ${model}" 0 "\"val_nats\":[0-9.]+" eval --from ${model} --text ${text} --json)
+  rbar_lm_test("generate ${model}" 0 "\"tokens\":\\[" generate --from ${model} --prompt rbar --tokens 8 --json)
+  rbar_lm_test("audit ${model}" 0 "\"causal\":true" audit --from ${model} --json)
+  rbar_lm_test("inspect ${model}" 0 "\"parameters\":[0-9]+" inspect --from ${model} --prompt coherence --json)
+  foreach(command IN ITEMS eval generate audit inspect)
+    set_tests_properties("rbar_lm: ${command} ${model}" PROPERTIES FIXTURES_REQUIRED ${model})
+  endforeach()
+endforeach()
+rbar_lm_test("resume" 0 "\"steps\":6" train --text ${text} --steps 6 --batch 2 --context 16 --out standard --resume
+             --allow-changes --json)
+rbar_lm_test("resume with other options" 2 "steps 5" train --text ${text} --steps 5 --batch 2 --context 16 --out standard
+             --resume)
+set_tests_properties("rbar_lm: resume" "rbar_lm: resume with other options"
+                     PROPERTIES FIXTURES_REQUIRED standard RESOURCE_LOCK standard)
+rbar_lm_test("train characters" 0 "\"tokenizer\":\"chars\"" train --text ${text} --tokenizer chars --steps 2 --batch 2
+             --context 16 ${tiny} --out chars --json)
+rbar_lm_test("audit finds the leak of the published CoRT" 1 "\"causal\":false" audit --model cort
+             --causality reference ${tiny} --json)
+
+rbar_lm_test("no command" 2 "subcommand")
+rbar_lm_test("unknown command" 2 "." fly)
+rbar_lm_test("unknown option" 2 "d_model" train --text ${text} --d_modle 16)
+rbar_lm_test("option without a value" 2 "--n_layers: expected a value" train --text ${text} --n_layers)
+rbar_lm_test("stray word" 2 "'stray'" train --text ${text} stray)
+rbar_lm_test("no number" 2 "steps" train --text ${text} --steps many)
+rbar_lm_test("bad value of a field" 2 "n_heads" train --text ${text} --d_model 16 --n_heads 3)
+rbar_lm_test("unknown model" 2 "one of cort, standard" train --model cart --text ${text})
+rbar_lm_test("missing text" 2 "nowhere.txt" train --text nowhere.txt)
+rbar_lm_test("folder as text" 2 "${folder}" train --text ${folder})
+file(TOUCH ${folder}/empty.txt)
+rbar_lm_test("empty text" 2 "empty" train --text empty.txt)
+file(WRITE ${folder}/short.txt "short")
+rbar_lm_test("text shorter than a window" 2 "window" train --text short.txt)
+rbar_lm_test("missing model" 2 "nowhere" generate --from nowhere)
+file(WRITE ${folder}/broken.json "{\"d_model\": ")
+rbar_lm_test("broken config" 2 "valid JSON" train --text ${text} --config broken.json)
+rbar_lm_test("resume without a folder" 2 "--out" train --text ${text} --resume)
+rbar_lm_test("bpe without its files" 2 "--bpe-merges" train --text ${text} --tokenizer bpe)

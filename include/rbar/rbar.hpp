@@ -1,0 +1,23 @@
+// Everything but io/ (files, JSON, tokenizers: include what you need of it and link rbar::io).
+#pragma once
+
+#include "rbar/attention/engine.hpp"
+#include "rbar/attention/multi_head_attention.hpp"
+#include "rbar/audit/causality.hpp"
+#include "rbar/audit/gradient_check.hpp"
+#include "rbar/coherence/circular.hpp"
+#include "rbar/coherence/phase_coherence.hpp"
+#include "rbar/core/gemm.hpp"
+#include "rbar/core/parallel.hpp"
+#include "rbar/core/parameters.hpp"
+#include "rbar/core/random.hpp"
+#include "rbar/core/tensor.hpp"
+#include "rbar/model/cort.hpp"
+#include "rbar/model/generate.hpp"
+#include "rbar/model/transformer.hpp"
+#include "rbar/routing/mixer.hpp"
+#include "rbar/routing/router.hpp"
+#include "rbar/routing/simple_mixer.hpp"
+#include "rbar/train/callbacks.hpp"
+#include "rbar/train/progress.hpp"
+#include "rbar/train/trainer.hpp"
