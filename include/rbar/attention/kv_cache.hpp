@@ -29,7 +29,8 @@ struct KeyValueCache {
     require(keys.size() == 0 || batch_size == batch(), "KeyValueCache", "sequences", batch(), batch_size);
     Index needed = additional;
     for (const Index length : elements(lengths)) needed = std::max(needed, length + additional);
-    require(limit == 0 || needed <= limit, "KeyValueCache", "tokens", "at most " + std::to_string(limit), needed);
+    if (limit > 0 && needed > limit) [[unlikely]]
+      throw Error("KeyValueCache", "tokens", "at most " + std::to_string(limit), std::to_string(needed));
     if (needed <= capacity()) return;
     Index grown = std::max<Index>({needed, 2 * capacity(), 64});
     if (limit > 0) grown = std::min(grown, limit);

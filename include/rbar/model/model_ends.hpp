@@ -1,5 +1,6 @@
 // What a language model has around its layers: in front h₀ = E[token] + P[position], behind
-// logits = head · norm(h_L), where head = E if the two are tied.
+// logits = head · norm(h_L), where head = E if the two are tied. A model whose attention knows the
+// positions by itself (rotary) has no P.
 #pragma once
 
 #include "rbar/model/transformer_config.hpp"
@@ -23,13 +24,15 @@ struct ModelEnds {
   };
 
   Embedding<T> token_embedding;     // [V, D]
-  Embedding<T> position_embedding;  // [longest sequence, D]
+  Embedding<T> position_embedding;  // [longest sequence, D], or no elements
   Norm final_norm;
   Linear<T> lm_head;  // [V, D], without weights where tied
 
   ModelEnds() = default;
-  ModelEnds(Index vocabulary, Index dim, Index max_seq_len, bool tied, Initialisation init, Norm norm, Rng& rng)
-      : token_embedding(vocabulary, dim, rng), position_embedding(max_seq_len, dim, rng), final_norm(std::move(norm)) {
+  // positions = 0: none are learned.
+  ModelEnds(Index vocabulary, Index dim, Index positions, bool tied, Initialisation init, Norm norm, Rng& rng)
+      : token_embedding(vocabulary, dim, rng), final_norm(std::move(norm)) {
+    if (positions > 0) position_embedding = Embedding<T>(positions, dim, rng);
     if (!tied)
       lm_head = Linear<T>(dim, vocabulary, /*has_bias=*/false, rng);
     else if (init == Initialisation::cort_package)
@@ -38,17 +41,18 @@ struct ModelEnds {
 
   Index vocabulary() const { return token_embedding.vocabulary(); }
   Index dim() const { return token_embedding.dim(); }
-  Index max_seq_len() const { return position_embedding.vocabulary(); }
+  bool learns_positions() const { return position_embedding.weight.size() > 0; }
   bool tied() const { return lm_head.weight.size() == 0; }
 
   // tokens [B, T], the first of them at `first_position` -> hidden [B, T, D].
   void embed(ConstTensorView<Token, 2> tokens, Index first_position, Tensor<T, 3>& hidden) const {
-    const Index batch = tokens.dimension(0), length = tokens.dimension(1);
-    if (first_position + length > max_seq_len()) [[unlikely]]
-      throw Error("embed", "tokens of a sequence", "at most max_seq_len " + std::to_string(max_seq_len()),
-                  std::to_string(first_position + length));
+    const Index batch = tokens.dimension(0), length = tokens.dimension(1), end = first_position + length;
+    if (learns_positions() && end > position_embedding.vocabulary()) [[unlikely]]
+      throw Error("embed", "tokens of a sequence",
+                  "at most max_seq_len " + std::to_string(position_embedding.vocabulary()), std::to_string(end));
     ensure_shape(hidden, {batch, length, dim()});
     token_embedding.forward(elements(tokens), rows(hidden));
+    if (!learns_positions()) return;
     const T* position = position_embedding.weight.data() + first_position * dim();
     for (Index b = 0; b < batch; ++b) {
       T* RBAR_RESTRICT to = hidden.data() + b * length * dim();
@@ -57,6 +61,7 @@ struct ModelEnds {
   }
   void embed_backward(ConstTensorView<T, 3> dhidden, ConstTensorView<Token, 2> tokens, ModelEnds& grad) const {
     token_embedding.backward(elements(tokens), rows(dhidden), grad.token_embedding);
+    if (!learns_positions()) return;
     const Index per_sequence = dhidden.dimension(1) * dim();
     T* RBAR_RESTRICT to = grad.position_embedding.weight.data();
     for (Index b = 0; b < dhidden.dimension(0); ++b) {
@@ -91,7 +96,7 @@ struct ModelEnds {
 
   void parameters(auto&& visit) {
     visit_layer(visit, "token_embedding", token_embedding);
-    visit_layer(visit, "position_embedding", position_embedding);
+    if (learns_positions()) visit_layer(visit, "position_embedding", position_embedding);
     visit_layer(visit, "final_norm", final_norm);
     if (!tied()) visit_layer(visit, "lm_head", lm_head);
   }

@@ -67,8 +67,7 @@ template <class T, class PositionOf>
 void rotate(Rotary kind, const RotaryTable<T>& table, MatrixView<T> x, PositionOf&& position_of, bool inverse) {
   if (kind == Rotary::none || x.size() == 0) return;
   const Index half = table.cosine.dimension(1), head_dim = 2 * half;
-  require(x.cols() % head_dim == 0, "rotary", "row width", "a multiple of head_dim " + std::to_string(head_dim),
-          x.cols());
+  require(x.cols() % head_dim == 0, "rotary", "row width", "a multiple of the head dimension", x.cols());
   // Distance of a pair's two elements, and of one pair to the next.
   const Index partner = kind == Rotary::interleaved ? 1 : half, next = kind == Rotary::interleaved ? 2 : 1;
   const T sign = inverse ? T(-1) : T(1);
