@@ -29,7 +29,7 @@ auto r_bar_from_phases(const Phases& phases) {
   constexpr int rank = Phases::NumDimensions;
   static_assert(rank >= 2, "r_bar_from_phases: give a vector of phases to circular_statistics instead");
   Shape<rank - 1> shape;
-  for (int i = 0; i + 1 < rank; ++i) shape[static_cast<std::size_t>(i)] = phases.dimension(i);
+  for (std::size_t i = 0; i < shape.size(); ++i) shape[i] = phases.dimensions()[i];
   const Index count = phases.dimension(rank - 1);
   Tensor<T, rank - 1> r_bar;
   ensure_shape(r_bar, shape);
@@ -47,9 +47,9 @@ void r_bar_from_phases_backward(std::type_identity_t<ConstTensorView<T, Rank - 1
                                 std::type_identity_t<ConstTensorView<T, Rank>> phases, Tensor<T, Rank>& dphases) {
   const Index count = phases.dimension(Rank - 1);
   require_shape("r_bar_from_phases_backward", "dphases", shape_of(dphases), shape_of(phases));
-  for (int i = 0; i + 1 < Rank; ++i)
-    require(dr_bar.dimension(i) == phases.dimension(i), "r_bar_from_phases_backward", "dr_bar", phases.dimension(i),
-            dr_bar.dimension(i));
+  for (std::size_t i = 0; i + 1 < static_cast<std::size_t>(Rank); ++i)
+    require(dr_bar.dimensions()[i] == phases.dimensions()[i], "r_bar_from_phases_backward", "size of dr_bar",
+            phases.dimensions()[i], dr_bar.dimensions()[i]);
   parallel_for(dr_bar.size(), detail::rows_per_chunk(count), [&](Index begin, Index end) {
     for (Index row = begin; row < end; ++row) {
       const T* angles = phases.data() + row * count;

@@ -38,6 +38,15 @@ RBAR_INLINE Batch<float> twice_exp2_fraction(const Batch<float>& f) {
   return multiply_add(p, f, broadcast(2.0f));
 }
 
+// xsimd's exponentials turn their argument into an integer before they look at it, which is undefined for an infinity
+// or a NaN.
+template <class Exponential>
+RBAR_INLINE Batch<double> without_extremes(const Batch<double>& x, double limit, Exponential exponential) {
+  const auto is_number = x == x;
+  const Batch<double> number = xsimd::select(is_number, x, zero<double>());
+  return xsimd::select(is_number, exponential(max(broadcast(-limit), min(broadcast(limit), number))), x);
+}
+
 }  // namespace detail
 
 // 2^t.
@@ -47,7 +56,9 @@ RBAR_INLINE Batch<float> exp2(const Batch<float>& t) {
   const Batch<float> f = clamped - (n_plus_magic - broadcast(detail::exponent_magic));
   return detail::twice_exp2_fraction(f) * detail::half_power_of_two(n_plus_magic);
 }
-RBAR_INLINE Batch<double> exp2(const Batch<double>& t) { return xsimd::exp2(t); }
+RBAR_INLINE Batch<double> exp2(const Batch<double>& t) {
+  return detail::without_extremes(t, 1100.0, [](const Batch<double>& v) { return xsimd::exp2(v); });
+}
 
 // e^x = 2^n · e^r with r = x − n·ln 2. ln 2 is split (Cody & Waite) so that n times its upper part is exact.
 RBAR_INLINE Batch<float> exp(const Batch<float>& x) {
@@ -64,6 +75,8 @@ RBAR_INLINE Batch<float> exp(const Batch<float>& x) {
   p = multiply_add(p, r, broadcast(2.0f));
   return p * detail::half_power_of_two(n_plus_magic);
 }
-RBAR_INLINE Batch<double> exp(const Batch<double>& x) { return xsimd::exp(x); }
+RBAR_INLINE Batch<double> exp(const Batch<double>& x) {
+  return detail::without_extremes(x, 800.0, [](const Batch<double>& v) { return xsimd::exp(v); });
+}
 
 }  // namespace rbar::simd
