@@ -10,11 +10,11 @@ namespace {
 
 using namespace rbar;
 
-constexpr Index d_model = 512, heads = 8;
+constexpr Index d_model = 512;
 constexpr double share = 0.15;
 
 CoRTConfig cort_config(KeyValues key_values) {
-  CoRTConfig config = CoRTConfig::small();
+  CoRTConfig config = CoRTConfig::small();  // d = 512, 8 heads
   config.n_layers = 1;
   config.route_frac = share;
   config.key_values = key_values;

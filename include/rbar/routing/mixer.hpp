@@ -103,7 +103,7 @@ struct CoherenceMixer {
     // b = h + s (u − h) with s = c·g: dh = (1 − s) db, du = s db, ds = db·(u − h).
     for_rows(count, [&](Index n) {
       const Index token = at(selected, n);
-      const auto h = tokens.row(token), u = row(cache.proposal, n), db = row(cache.dblend, n);
+      const auto h = tokens.row(token), u = row(cache.proposal, n), db = row(std::as_const(cache.dblend), n);
       const T c = coherence.size() > 0 ? coherence.data()[token] : T(1), g = cache.gate(n);
       const T dscale = db.dot(u - h);
       cache.dgate(n) = tokens.has_partner(token) ? c * dscale : T(0);
@@ -228,7 +228,7 @@ struct CoherenceMixer {
     for_rows(count, [&](Index n) {
       const Index token = at(selected, n);
       const T c = coherence.size() > 0 ? coherence.data()[token] : T(1);
-      const auto h = tokens.row(token), u = row(cache.proposal, n);
+      const auto h = tokens.row(token), u = row(std::as_const(cache.proposal), n);
       row(cache.blended, n) = h + (c * cache.gate(n)) * (u - h);
     });
     out_proj.forward(top_rows(std::as_const(cache.blended), count), y);
