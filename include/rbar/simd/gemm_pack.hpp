@@ -13,7 +13,7 @@ namespace rbar::simd {
 namespace detail {
 
 // a0 b0 a1 b1 ... : the lower (upper) halves of a and b interleaved over the whole register.
-// xsimd 8.1 interleaves AVX-512 registers only within 128 bits.
+// xsimd 8.1 interleaves AVX and AVX-512 registers only within 128 bits.
 template <bool Upper, class T>
 RBAR_INLINE Batch<T> interleave(const Batch<T>& a, const Batch<T>& b) {
 #if defined(__AVX512F__)
@@ -24,6 +24,14 @@ RBAR_INLINE Batch<T> interleave(const Batch<T>& a, const Batch<T>& b) {
   } else {
     const __m512i pick = _mm512_add_epi64(_mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0), _mm512_set1_epi64(Upper ? 4 : 0));
     return Batch<T>(_mm512_permutex2var_pd(a, pick, b));
+  }
+#elif defined(__AVX__)
+  if constexpr (std::is_same_v<T, float>) {
+    const __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
+    return Batch<T>(_mm256_permute2f128_ps(low, high, Upper ? 0x31 : 0x20));
+  } else {
+    const __m256d low = _mm256_unpacklo_pd(a, b), high = _mm256_unpackhi_pd(a, b);
+    return Batch<T>(_mm256_permute2f128_pd(low, high, Upper ? 0x31 : 0x20));
   }
 #else
   if constexpr (Upper)
