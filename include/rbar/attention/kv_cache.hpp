@@ -5,6 +5,7 @@
 #include "rbar/core/tensor.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace rbar {
 

@@ -20,6 +20,7 @@
 #include "rbar/nn/rotary.hpp"
 
 #include <cmath>
+#include <utility>
 
 namespace rbar {
 

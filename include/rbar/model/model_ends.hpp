@@ -9,6 +9,7 @@
 #include "rbar/nn/norm.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace rbar {
 

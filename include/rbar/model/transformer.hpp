@@ -7,6 +7,7 @@
 #include "rbar/model/transformer_layer.hpp"
 
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace rbar {

@@ -9,6 +9,8 @@
 #include "rbar/nn/norm.hpp"
 #include "rbar/nn/one_of.hpp"
 
+#include <utility>
+
 namespace rbar {
 
 template <class T>

@@ -28,7 +28,8 @@ inline constexpr Index dropout_group = dropout_elements_per_block * dropout_bloc
 
 // fates[8·i … 8·i + 7] are the halves of the four words of Philox block first + i: the numbers of
 // philox4x32, a block a lane.
-inline void dropout_fates(std::uint64_t seed, std::uint64_t stream, std::uint64_t first, std::uint16_t* fates) {
+RBAR_NOINLINE inline void dropout_fates(std::uint64_t seed, std::uint64_t stream, std::uint64_t first,
+                                        std::uint16_t* fates) {
   constexpr std::size_t blocks = static_cast<std::size_t>(dropout_blocks);
   std::uint32_t word[4][blocks];
   for (std::size_t i = 0; i < blocks; ++i) {
@@ -62,19 +63,22 @@ inline bool dropout_applies(double probability, const DropoutState& state) {
   return state.active && probability > 0;
 }
 
-// body(n, factor) for every element, factor being 0 or 1/(1 − p).
+// body(first, count, factors) over all elements in groups; a factor is 0 or 1/(1 − p).
 template <class T, class Body>
 void for_each_dropped(double probability, const DropoutState& state, std::uint64_t stream, Index size, Body&& body) {
   // p in units of 2⁻¹⁶, at least one value kept; the scale uses the rounded p and is exactly unbiased.
   const auto dropped = static_cast<std::uint32_t>(std::min(probability * 65536 + 0.5, 65535.0));
   const T keep_scale = static_cast<T>(65536.0 / (65536.0 - dropped));
   parallel_for(size, 16 * dropout_group, [&](Index begin, Index end) {
+    const auto threshold = dropped;  // copies, or every store could change what the capture refers to
+    const T keep = keep_scale;
     alignas(64) std::uint16_t fates[static_cast<std::size_t>(dropout_group)];
+    alignas(64) T factors[static_cast<std::size_t>(dropout_group)];
     for (Index first = begin; first < end; first += dropout_group) {
       dropout_fates(state.seed, (state.step << 16) ^ stream,
                     static_cast<std::uint64_t>(first / dropout_elements_per_block), fates);
-      const Index count = std::min(dropout_group, end - first);
-      for (Index i = 0; i < count; ++i) body(first + i, fates[i] < dropped ? T(0) : keep_scale);
+      for (Index i = 0; i < dropout_group; ++i) factors[i] = fates[i] < threshold ? T(0) : keep;
+      body(first, std::min(dropout_group, end - first), factors);
     }
   });
 }
@@ -86,8 +90,10 @@ void for_each_dropped(double probability, const DropoutState& state, std::uint64
 template <class T>
 void dropout(double probability, const DropoutState& state, std::uint64_t stream, MatrixView<T> x) {
   if (!detail::dropout_applies(probability, state)) return;
-  T* RBAR_RESTRICT data = x.data();
-  detail::for_each_dropped<T>(probability, state, stream, x.size(), [data](Index n, T factor) { data[n] *= factor; });
+  detail::for_each_dropped<T>(probability, state, stream, x.size(), [&](Index first, Index count, const T* factors) {
+    T* RBAR_RESTRICT data = x.data() + first;
+    for (Index i = 0; i < count; ++i) data[i] *= factors[i];
+  });
 }
 
 // The residual branch in one pass: y = x + dropout(branch). Errors: different sizes.
@@ -100,8 +106,9 @@ void add_with_dropout(double probability, const DropoutState& state, std::uint64
   const T* added = branch.data();
   T* to = y.data();
   if (detail::dropout_applies(probability, state)) {
-    detail::for_each_dropped<T>(probability, state, stream, x.size(),
-                                [=](Index n, T factor) { to[n] = from[n] + added[n] * factor; });
+    detail::for_each_dropped<T>(probability, state, stream, x.size(), [=](Index first, Index count, const T* factors) {
+      for (Index n = first; n < first + count; ++n) to[n] = from[n] + added[n] * factors[n - first];
+    });
   } else {
     parallel_for(x.size(), 16384, [=](Index begin, Index end) {
       for (Index n = begin; n < end; ++n) to[n] = from[n] + added[n];

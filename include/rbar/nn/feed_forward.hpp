@@ -6,6 +6,8 @@
 #include "rbar/nn/activation.hpp"
 #include "rbar/nn/linear.hpp"
 
+#include <utility>
+
 namespace rbar {
 
 // [N, D] -> [N, D]. Errors: a matrix of another width, a cache of other rows.
