@@ -28,8 +28,7 @@ inline constexpr Index dropout_group = dropout_elements_per_block * dropout_bloc
 
 // fates[8·i … 8·i + 7] are the halves of the four words of Philox block first + i: the numbers of
 // philox4x32, a block a lane.
-RBAR_NOINLINE inline void dropout_fates(std::uint64_t seed, std::uint64_t stream, std::uint64_t first,
-                                        std::uint16_t* fates) {
+inline void dropout_fates(std::uint64_t seed, std::uint64_t stream, std::uint64_t first, std::uint16_t* fates) {
   constexpr std::size_t blocks = static_cast<std::size_t>(dropout_blocks);
   std::uint32_t word[4][blocks];
   for (std::size_t i = 0; i < blocks; ++i) {
