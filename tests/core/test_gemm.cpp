@@ -99,16 +99,16 @@ void check_all_cases(Index m, Index n, Index k, Index pad, rbar::Rng& rng) {
 
 TEMPLATE_TEST_CASE("gemm equals the double loop for every size around the register block", "[gemm]", float, double) {
   rbar::Rng rng(1);
-  for (const Index m : {1, 2, 3, 7, 8, 9, 17})
-    for (const Index n : {1, 4, 5, 15, 16, 17, 31, 33, 48, 49})
-      for (const Index k : {1, 2, 15, 16, 19}) check_all_cases<TestType>(m, n, k, (m + n + k) % 3, rng);
+  for (const Index m : {1, 3, 7, 8, 9, 17})
+    for (const Index n : {1, 5, 16, 17, 33, 49})
+      for (const Index k : {1, 16, 19}) check_all_cases<TestType>(m, n, k, (m + n + k) % 3, rng);
 }
 
 TEMPLATE_TEST_CASE("gemm equals the double loop for random shapes", "[gemm]", float, double) {
   const std::uint64_t seed = 20240611;
   INFO("seed " << seed);
   rbar::Rng rng(seed);
-  for (int round = 0; round < 12; ++round) {
+  for (int round = 0; round < 8; ++round) {
     const auto size = [&](std::uint64_t bound) { return static_cast<Index>(1 + rng.below(bound)); };
     check_all_cases<TestType>(size(150), size(300), size(500), size(9) - 1, rng);
   }
