@@ -18,6 +18,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace rbar {
@@ -55,9 +56,10 @@ inline std::optional<std::uint64_t> byte_size(std::span<const std::int64_t> shap
 // What the header says of one tensor before anything is checked.
 struct TensorClaim {
   std::string name;
-  std::optional<Dtype> dtype;
-  std::optional<std::vector<std::int64_t>> shape;
-  std::optional<std::vector<std::uint64_t>> offsets;
+  Dtype dtype = Dtype::F32;
+  std::vector<std::int64_t> shape;
+  std::vector<std::uint64_t> offsets;
+  bool has_dtype = false, has_shape = false, has_offsets = false;
 };
 
 // Receives nlohmann::json's parse events. Whatever is out of place throws at once, so nesting never
@@ -85,7 +87,7 @@ class HeaderEvents {
     if (place_ == Place::tensors) {
       if (!names_.insert(text).second) fail("distinct tensor names", "'" + printable(text) + "' twice");
       if (text == metadata_key) return enter(Place::metadata_value);
-      claims.push_back({text, {}, {}, {}});
+      claims.emplace_back().name = text;
       return enter(Place::tensor_value);
     }
     if (place_ == Place::metadata) {
@@ -94,49 +96,43 @@ class HeaderEvents {
       return enter(Place::metadata_text);
     }
     TensorClaim& claim = claims.back();  // Place::tensor
-    const Place field = text == "dtype"          ? Place::dtype
-                        : text == "shape"        ? Place::shape_value
-                        : text == "data_offsets" ? Place::offsets_value
-                                                 : Place::start;
-    if (field == Place::start) fail(of("dtype, shape and data_offsets"), "'" + printable(text) + "'");
-    if (field == Place::dtype         ? claim.dtype.has_value()
-        : field == Place::shape_value ? claim.shape.has_value()
-                                      : claim.offsets.has_value())
-      fail(of(text + " once"), "twice");
-    return enter(field);
+    if (text == "dtype") return enter_once(text, claim.has_dtype, Place::dtype);
+    if (text == "shape") return enter_once(text, claim.has_shape, Place::shape_value);
+    if (text == "data_offsets") return enter_once(text, claim.has_offsets, Place::offsets_value);
+    fail(of("dtype, shape and data_offsets"), "'" + printable(text) + "'");
   }
   bool end_object() {
     if (place_ != Place::tensor) return enter(place_ == Place::metadata ? Place::tensors : Place::start);
     const TensorClaim& claim = claims.back();
-    if (!claim.dtype || !claim.shape || !claim.offsets)
-      fail(of("dtype, shape and data_offsets"), !claim.dtype ? "no dtype" : !claim.shape ? "no shape" : "no offsets");
+    if (!claim.has_dtype || !claim.has_shape || !claim.has_offsets)
+      fail(of("dtype, shape and data_offsets"), !claim.has_dtype   ? "no dtype"
+                                                : !claim.has_shape ? "no shape"
+                                                                   : "no offsets");
     return enter(Place::tensors);
   }
   bool start_array(std::size_t) {
-    if (place_ == Place::shape_value) return claims.back().shape.emplace(), enter(Place::shape);
-    if (place_ == Place::offsets_value) return claims.back().offsets.emplace(), enter(Place::offsets);
+    if (place_ == Place::shape_value) return enter(Place::shape);
+    if (place_ == Place::offsets_value) return enter(Place::offsets);
     unexpected("an array");
   }
   bool end_array() {
-    if (place_ == Place::offsets && claims.back().offsets->size() != 2)
-      fail(of("two data_offsets"), std::to_string(claims.back().offsets->size()));
+    if (place_ == Place::offsets && claims.back().offsets.size() != 2)
+      fail(of("two data_offsets"), std::to_string(claims.back().offsets.size()));
     return enter(Place::tensor);
   }
   bool string(std::string& text) {
     if (place_ == Place::metadata_text) return metadata_[metadata_name_] = text, enter(Place::metadata);
     if (place_ != Place::dtype) unexpected("a string");
-    Dtype dtype;
-    if (!parse(text, dtype)) fail(of("a known dtype"), "'" + printable(text) + "'");
-    claims.back().dtype = dtype;
+    if (!parse(text, claims.back().dtype)) fail(of("a known dtype"), "'" + printable(text) + "'");
     return enter(Place::tensor);
   }
   bool number_unsigned(std::uint64_t value) {
     if (place_ == Place::shape) {
       if (!std::in_range<std::int64_t>(value)) fail(of("sizes below 2^63"), std::to_string(value));
-      return claims.back().shape->push_back(static_cast<std::int64_t>(value)), true;
+      return claims.back().shape.push_back(static_cast<std::int64_t>(value)), true;
     }
     if (place_ != Place::offsets) unexpected("a number");
-    return claims.back().offsets->push_back(value), true;
+    return claims.back().offsets.push_back(value), true;
   }
   bool number_integer(std::int64_t value) { unexpected(std::to_string(value)); }
   bool number_float(double, const std::string& text) { unexpected(printable(text)); }
@@ -171,6 +167,10 @@ class HeaderEvents {
   bool enter(Place place) {
     place_ = place;
     return true;
+  }
+  bool enter_once(std::string_view field, bool& seen, Place place) {
+    if (std::exchange(seen, true)) fail(of(std::string(field) + " once"), "twice");
+    return enter(place);
   }
   std::string of(std::string_view what) const {
     return std::string(what) + " of tensor '" + printable(claims.back().name) + "'";
@@ -207,18 +207,18 @@ class HeaderEvents {
 
 // The data of all tensors, in order of offset, must tile [0, size) exactly.
 inline void check_layout(const HeaderEvents& events, std::span<TensorClaim> claims, std::uint64_t size) {
-  std::stable_sort(claims.begin(), claims.end(), [](const auto& a, const auto& b) { return *a.offsets < *b.offsets; });
+  std::stable_sort(claims.begin(), claims.end(), [](const auto& a, const auto& b) { return a.offsets < b.offsets; });
   std::uint64_t end_of_previous = 0;
   for (const TensorClaim& claim : claims) {
-    const std::uint64_t begin = (*claim.offsets)[0], end = (*claim.offsets)[1];
+    const std::uint64_t begin = claim.offsets[0], end = claim.offsets[1];
     const std::string name = "tensor '" + printable(claim.name) + "'";
-    const std::string range = "[" + std::to_string(begin) + ", " + std::to_string(end) + ")";
+    const std::string range = std::string("[").append(std::to_string(begin)).append(", ") + std::to_string(end) + ")";
     if (begin > end || end > size) events.fail(name + " inside the " + std::to_string(size) + " bytes of data", range);
-    const auto expected = byte_size(*claim.shape, *claim.dtype);
-    if (!expected) events.fail(name + " of a size below 2^64 bytes", "shape " + describe_shape(*claim.shape));
+    const auto expected = byte_size(claim.shape, claim.dtype);
+    if (!expected) events.fail(name + " of a size below 2^64 bytes", "shape " + describe_shape(claim.shape));
     if (*expected != end - begin)
-      events.fail(name + " of " + std::to_string(*expected) + " bytes (" + name_of(*claim.dtype) + " " +
-                      describe_shape(*claim.shape) + ")",
+      events.fail(name + " of " + std::to_string(*expected) + " bytes (" + name_of(claim.dtype) + " " +
+                      describe_shape(claim.shape) + ")",
                   std::to_string(end - begin) + " bytes");
     if (begin != end_of_previous)
       events.fail(name + " from byte " + std::to_string(end_of_previous) + ", without overlap or hole", range);
@@ -262,7 +262,11 @@ inline std::string compose_header(std::string_view operation, std::span<const Te
             std::to_string(entry.data.size()) + " bytes");
     separate();
     header += quoted(operation, entry.name) + ":{\"dtype\":\"" + name_of(entry.dtype) + "\",\"shape\":[";
-    for (std::size_t d = 0; d < entry.shape.size(); ++d) header += (d ? "," : "") + std::to_string(entry.shape[d]);
+    const char* comma = "";
+    for (const std::int64_t extent : entry.shape) {
+      header.append(comma).append(std::to_string(extent));
+      comma = ",";
+    }
     header += "],\"data_offsets\":[" + std::to_string(offset) + "," + std::to_string(offset + *size) + "]}";
     offset += *size;
   }
@@ -296,11 +300,10 @@ inline SafetensorsHeader parse_safetensors(std::span<const std::byte> bytes, std
 
   detail::check_layout(events, events.claims, data.size());
   for (detail::TensorClaim& claim : events.claims) {
-    const auto begin = static_cast<std::size_t>((*claim.offsets)[0]),
-               end = static_cast<std::size_t>((*claim.offsets)[1]);
+    const auto begin = static_cast<std::size_t>(claim.offsets[0]), end = static_cast<std::size_t>(claim.offsets[1]);
     header.by_name.emplace(claim.name, header.entries.size());
     header.entries.push_back(
-        {std::move(claim.name), *claim.dtype, std::move(*claim.shape), data.subspan(begin, end - begin)});
+        {std::move(claim.name), claim.dtype, std::move(claim.shape), data.subspan(begin, end - begin)});
   }
   return header;
 }
