@@ -44,6 +44,7 @@ struct TrainingResult {
 class AnyModel {
  public:
   virtual ~AnyModel() = default;
+  virtual std::string family() const = 0;
   virtual nlohmann::ordered_json config() const = 0;
   virtual std::vector<std::pair<std::string, std::vector<Index>>> parameters() const = 0;  // name, shape
   virtual Index vocabulary() const = 0;

@@ -115,7 +115,7 @@ int train(const Arguments& a) {
               result.seconds, speed);
   print_evaluation(result.validation);
   Json json;
-  json["model"] = a.model;
+  json["model"] = model->family();
   json["text"] = a.text;
   json["tokenizer"] = a.tokenizer;
   json["parameters"] = count_parameters(*model);
@@ -148,6 +148,7 @@ int eval(const Arguments& a) {
   const rbar::Evaluation evaluation = model->evaluate(tokens, options);
   print_evaluation(evaluation);
   Json json;
+  json["model"] = model->family();
   json["text"] = a.text;
   json["split"] = a.split;
   json["context"] = options.window;
@@ -185,6 +186,7 @@ int audit(const Arguments& a) {
   const rbar::CausalityReport report = report_causality(*model, a);
   std::printf("%s\n", report.text().c_str());
   Json json;
+  json["model"] = model->family();
   json["causality_leak"] = report.leak;
   json["causal"] = report.passed();
   json["seed"] = a.seed;
@@ -205,6 +207,7 @@ int inspect(const Arguments& a) {
   }
   std::printf("  %-48s %lld\n", "in all", static_cast<long long>(count_parameters(*model)));
   Json json;
+  json["model"] = model->family();
   json["parameters"] = count_parameters(*model);
   json["config"] = config;
   if (!a.prompt.empty()) {

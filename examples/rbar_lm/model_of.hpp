@@ -19,6 +19,7 @@ class ModelOf final : public AnyModel {
  public:
   explicit ModelOf(M model) : model_(std::move(model)) {}
 
+  std::string family() const override { return M::model_type; }
   nlohmann::ordered_json config() const override {
     nlohmann::ordered_json json;
     auto config = model_.config;
