@@ -24,7 +24,8 @@ inline nlohmann::json parse_json(std::string_view text, std::string_view source)
     if (event == Event::object_start) keys.emplace_back();
     if (event == Event::object_end) keys.pop_back();
     if (event == Event::key && !keys.back().insert(value.get<std::string>()).second)
-      throw Error(operation, source, "distinct keys", detail::printable(value.get<std::string>()) + " twice");
+      throw Error(operation, source, "distinct keys",
+                  std::string("'").append(detail::printable(value.get<std::string>())).append("' twice"));
     return true;
   };
   if (text.find('\0') != text.npos) throw Error(operation, source, "valid JSON", "a NUL byte");
