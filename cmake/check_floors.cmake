@@ -1,5 +1,6 @@
-# cmake -DINCLUDE=include -P cmake/check_floors.cmake: a header includes its own floor and those below, and
-# only io/ and audit/ may name JSON. One seam is allowed: core/gemm.hpp takes its kernels from simd/.
+# cmake -DINCLUDE=include -P cmake/check_floors.cmake: a header includes its own floor and those below, only io/
+# may name JSON, and rbar.hpp reaches every header outside io/ but no JSON. One seam is allowed: core/gemm.hpp
+# takes its kernels from simd/.
 cmake_minimum_required(VERSION 3.21)
 set(floors core simd coherence nn attention sheaf kuramoto routing model train io audit)
 set(seams "core/gemm.hpp -> simd/")
@@ -25,11 +26,32 @@ foreach(header IN LISTS headers)
         list(APPEND wrong "${header} includes from ${other}/, a floor above")
       endif()
     elseif(line MATCHES "<(iostream|regex|CLI/.*|nlohmann/.*)>")
-      if(NOT (line MATCHES "nlohmann" AND floor MATCHES "^(io|audit)$"))
+      if(NOT (line MATCHES "nlohmann" AND floor STREQUAL "io"))
         list(APPEND wrong "${header} includes <${CMAKE_MATCH_1}>")
       endif()
     endif()
   endforeach()
+endforeach()
+
+# Everything that the umbrella includes, directly or not.
+set(reached rbar.hpp)
+set(next rbar.hpp)
+while(next)
+  list(POP_FRONT next header)
+  file(STRINGS ${INCLUDE}/rbar/${header} includes REGEX "^ *#include ")
+  foreach(line IN LISTS includes)
+    if(line MATCHES "<nlohmann/")
+      list(APPEND wrong "rbar.hpp reaches JSON through ${header}")
+    elseif(line MATCHES "\"rbar/([^\"]+)\"" AND NOT CMAKE_MATCH_1 IN_LIST reached)
+      list(APPEND reached ${CMAKE_MATCH_1})
+      list(APPEND next ${CMAKE_MATCH_1})
+    endif()
+  endforeach()
+endwhile()
+foreach(header IN LISTS headers)
+  if(NOT header MATCHES "^io/" AND NOT header IN_LIST reached)
+    list(APPEND wrong "rbar.hpp does not reach ${header}")
+  endif()
 endforeach()
 if(wrong)
   list(JOIN wrong "\n  " wrong)
