@@ -73,7 +73,7 @@ void run(Contestant& c, const rbar::TokenDataset& data, rbar::TokenSpan validati
   c.training = c.model->train(run);
   c.bits_from_the_past = c.model->nats_from_the_past(validation, run.config.window) / std::numbers::ln2;
   c.causality = c.model->causality({});
-  c.attention_share = attention_share(*c.model, validation.first(128));
+  c.attention_share = attention_share(*c.model, validation, run.config.window);
 }
 
 void print_table(const std::vector<Contestant>& contestants) {

@@ -49,6 +49,8 @@ class AnyModel {
   virtual std::vector<std::pair<std::string, std::vector<Index>>> parameters() const = 0;  // name, shape
   virtual Index vocabulary() const = 0;
   virtual Index longest_context() const = 0;
+  // Operations of a forward pass per token, if this share of the tokens goes to attention.
+  virtual double flops_per_token(Index window, double attention_share) const = 0;
   virtual TrainingResult train(const TrainingRun&) = 0;
   virtual rbar::Evaluation evaluate(rbar::TokenSpan, const rbar::EvaluationOptions&) const = 0;
   // Mean loss in nats when every prediction is the last of its window, with nothing after it to look at:
@@ -70,7 +72,9 @@ struct Family {
 };
 
 Index count_parameters(const AnyModel&);
-double attention_share(const AnyModel&, rbar::TokenSpan);  // of the tokens, mean over layers; 1 without routers
+// Share of the tokens that goes to attention, mean over layers and over at most 64 windows spread over the
+// text; 1 without routers.
+double attention_share(const AnyModel&, rbar::TokenSpan, Index window);
 
 std::vector<Family>& families();                                            // in the order of registration
 const Family& family(const std::string& name);                              // throws rbar::Error that lists the names

@@ -47,11 +47,6 @@ std::unique_ptr<AnyModel> model_of(const Arguments& a) {
   return family(a.model).create(settings, a.seed);
 }
 
-// The tokens of one window at most, where the routing of a model is looked at.
-rbar::TokenSpan first_window(const AnyModel& model, rbar::TokenSpan tokens) {
-  return tokens.first(std::min(tokens.size(), static_cast<std::size_t>(model.longest_context())));
-}
-
 void print_json(const Arguments& a, const Json& result) {
   if (a.json) std::printf("%s\n", result.dump().c_str());
 }
@@ -108,7 +103,7 @@ int train(const Arguments& a) {
   }
   const TrainingResult result = model->train(run);
   const double speed = result.seconds > 0 ? static_cast<double>(result.tokens) / result.seconds : 0;
-  const double share = attention_share(*model, first_window(*model, data.validation()));
+  const double share = attention_share(*model, data.validation(), a.training.window);
 
   std::printf("parameters   %lld\n", static_cast<long long>(count_parameters(*model)));
   std::printf("training     %lld tokens in %.1f s: %.0f tokens/s\n", static_cast<long long>(result.tokens),
@@ -127,6 +122,7 @@ int train(const Arguments& a) {
   add_evaluation(json, result.validation);
   json["tokens_per_s"] = speed;
   json["attention_share"] = share;
+  json["flops_per_token"] = model->flops_per_token(a.training.window, share);
   if (a.json) {
     const auto causality = report_causality(*model, a);
     json["causality_leak"] = causality.leak;
@@ -154,7 +150,7 @@ int eval(const Arguments& a) {
   json["context"] = options.window;
   json["parameters"] = count_parameters(*model);
   add_evaluation(json, evaluation);
-  json["attention_share"] = attention_share(*model, first_window(*model, tokens));
+  json["attention_share"] = attention_share(*model, tokens, options.window);
   print_json(a, json);
   return 0;
 }
@@ -215,7 +211,7 @@ int inspect(const Arguments& a) {
     const std::vector<Token> tokens = tokenizer.encode(a.prompt);
     const rbar::RoutingReport routing = model->routing(tokens, tokenizer.pieces(tokens));
     if (!routing.layers.empty()) std::printf("routing\n%s", routing.text(rbar::is_terminal(stdout)).c_str());
-    json["attention_share"] = attention_share(*model, tokens);
+    json["attention_share"] = attention_share(*model, tokens, model->longest_context());
   }
   print_json(a, json);
   return 0;

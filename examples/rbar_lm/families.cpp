@@ -2,6 +2,7 @@
 
 #include "rbar/io/json.hpp"
 
+#include <algorithm>
 #include <functional>
 #include <numeric>
 
@@ -14,9 +15,18 @@ Index count_parameters(const AnyModel& model) {
   return count;
 }
 
-double attention_share(const AnyModel& model, rbar::TokenSpan tokens) {
-  const rbar::RoutingReport report = model.routing(tokens, std::vector<std::string>(tokens.size()));
-  return report.layers.empty() ? 1 : report.attention_share();
+double attention_share(const AnyModel& model, rbar::TokenSpan tokens, Index window) {
+  constexpr std::size_t most = 64;
+  const std::size_t length = std::min(static_cast<std::size_t>(window), tokens.size());
+  const std::size_t windows = std::clamp<std::size_t>(tokens.size() / length, 1, most);
+  double sum = 0;
+  for (std::size_t i = 0; i < windows; ++i) {
+    const std::size_t start = windows > 1 ? (tokens.size() - length) * i / (windows - 1) : 0;
+    const rbar::RoutingReport report = model.routing(tokens.subspan(start, length), std::vector<std::string>(length));
+    if (report.layers.empty()) return 1;
+    sum += report.attention_share();
+  }
+  return sum / static_cast<double>(windows);
 }
 
 std::vector<Family>& families() {

@@ -199,3 +199,22 @@ TEST_CASE("the transformer refuses what it cannot mean") {
   refuses([](TransformerConfig& c) { c.n_kv_heads = 3; });
   refuses([](TransformerConfig& c) { c.rotary = Rotary::none; });
 }
+
+TEST_CASE("flops of the transformer: two a weight of a matrix, and what attention sees") {
+  for (const auto& config : configs()) {
+    INFO(describe(config));
+    Rng rng(1);
+    double weights = 0;
+    const TransformerModel<double> model(config, rng);
+    for (const auto& parameter : parameters_of(model))
+      if (parameter.shape.size() == 2 && parameter.name.find("embedding") == std::string::npos)
+        weights += static_cast<double>(parameter.size);
+    if (config.tie_embeddings) weights += static_cast<double>(config.vocab_size * config.d_model);
+    constexpr Index tokens = 11;
+    Index pairs = 0;  // that attention computes, by counting
+    for (Index query = 0; query < tokens; ++query)
+      pairs += config.window > 0 ? std::min(config.window, query + 1) : query + 1;
+    const double attention = 4.0 * static_cast<double>(config.d_model * config.n_layers * pairs) / tokens;
+    CHECK(flops(config, tokens) == Approx(2 * weights + attention).epsilon(1e-12));
+  }
+}

@@ -6,6 +6,7 @@
 #include "rbar/core/tensor.hpp"
 #include "rbar/nn/rotary.hpp"
 
+#include <algorithm>
 #include <string_view>
 
 namespace rbar {
@@ -156,5 +157,19 @@ struct TransformerConfig {
     visit("init", init);
   }
 };
+
+// Floating-point operations of a forward pass over a sequence of `tokens`, per token; a multiplication and an
+// addition count as two. Only what is visible to a causal attention counts. Training costs three times as much.
+inline double flops(const TransformerConfig& config, Index tokens) {
+  const auto as_double = [](Index value) { return static_cast<double>(value); };
+  const double d = as_double(config.d_model), heads = as_double(config.n_heads);
+  const double kv_heads = config.n_kv_heads > 0 ? as_double(config.n_kv_heads) : heads;
+  const double all = as_double(tokens), window = config.window > 0 ? std::min(as_double(config.window), all) : all;
+  const double keys_seen = (window * (window + 1) / 2 + (all - window) * window) / all;  // mean over positions
+  const double projections = 4 * d * d + 4 * d * d * kv_heads / heads;                   // W_q, W_o; W_k, W_v
+  const double feed_forward = (config.feed_forward == FeedForwardKind::swiglu ? 6 : 4) * d * as_double(config.hidden());
+  return as_double(config.n_layers) * (projections + 4 * d * keys_seen + feed_forward) +
+         2 * d * as_double(config.vocab_size);
+}
 
 }  // namespace rbar
