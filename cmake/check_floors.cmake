@@ -5,6 +5,7 @@ cmake_minimum_required(VERSION 3.21)
 set(floors core simd coherence nn attention sheaf kuramoto routing model train io audit)
 set(seams "core/gemm.hpp -> simd/")
 
+get_filename_component(INCLUDE ${INCLUDE} ABSOLUTE)
 file(GLOB_RECURSE headers RELATIVE ${INCLUDE}/rbar ${INCLUDE}/rbar/*.hpp)
 set(wrong "")
 foreach(header IN LISTS headers)
