@@ -34,6 +34,13 @@ void require_attention_shapes(std::string_view operation, const HeadsView<const 
   require_same_sequences(operation, "value", value, key, value.dim);
 }
 
+// Tiles of queries that share one copy of K and V (gather_rows), as long as there are jobs for 8 threads.
+template <class T>
+Index tiles_per_job(const HeadsView<const T>& key, const HeadsView<const T>& value, Index sets, Index tiles) {
+  if (!lies_apart(key) && !lies_apart(value)) return 1;
+  return std::clamp<Index>(sets * tiles / 8, 1, std::clamp<Index>(tiles, 1, 16));
+}
+
 inline Index jobs_per_chunk(Index work) { return std::max<Index>(1, min_job_work / std::max<Index>(1, work)); }
 
 }  // namespace detail
@@ -49,15 +56,16 @@ void attend(std::type_identity_t<HeadsView<const T>> query, std::type_identity_t
   detail::require_same_sequences("attend", "output", output, query, value.dim);
   const detail::Tiling tiling = detail::make_tiling(query, key, value.dim, mask);
   const Index head_sets = tiling.group / tiling.mixed_heads;
-  const Index jobs = query.batch * key.heads * head_sets * tiling.tiles;
-  const Index work = tiling.queries * tiling.mixed_heads * key.tokens * (query.dim + value.dim);
-  parallel_for(jobs, detail::jobs_per_chunk(work), [&](Index begin, Index end) {
+  const Index sets = query.batch * key.heads * head_sets;
+  const Index job_tiles = detail::tiles_per_job(key, value, sets, tiling.tiles);
+  const Index parts = (tiling.tiles + job_tiles - 1) / job_tiles;
+  const Index work = job_tiles * tiling.queries * tiling.mixed_heads * key.tokens * (query.dim + value.dim);
+  parallel_for(sets * parts, detail::jobs_per_chunk(work), [&](Index begin, Index end) {
     detail::ForwardTile<T, Score, Mask> worker(query, key, value, score, mask);
     for (Index job = begin; job < end; ++job) {
-      // The last tile first: under a causal mask it is the longest.
-      const Index tile = tiling.tiles - 1 - job % tiling.tiles, rest = job / tiling.tiles;
-      const Index head_set = rest % head_sets, kv_head = rest / head_sets % key.heads;
-      worker.run(tiling, rest / head_sets / key.heads, kv_head, head_set, tile, output, log_sum_exp);
+      const Index set = job / parts, first = (parts - 1 - job % parts) * job_tiles;
+      worker.run(tiling, set / head_sets / key.heads, set / head_sets % key.heads, set % head_sets, first,
+                 std::min(first + job_tiles, tiling.tiles), output, log_sum_exp);
     }
   });
 }
@@ -81,20 +89,11 @@ void attend_backward(std::type_identity_t<HeadsView<const T>> query, std::type_i
           "what attend wrote", "null");
   const detail::BackwardViews<T> views{query, key, value, output, doutput, log_sum_exp, dquery, dkey, dvalue};
   const detail::Tiling tiling = detail::make_tiling(query, key, value.dim, mask);
-  const Index head_sets = tiling.group / tiling.mixed_heads;
   const Index jobs = query.batch * key.heads;
   const Index work = query.tokens * tiling.group * key.tokens * (query.dim + value.dim);
   parallel_for(jobs, detail::jobs_per_chunk(work), [&](Index begin, Index end) {
     detail::BackwardTile<T, Score, Mask, std::remove_reference_t<ScoreGradient>> worker(views, score, mask, gradient);
-    for (Index job = begin; job < end; ++job) {
-      const Index batch = job / key.heads, kv_head = job % key.heads;
-      for (Index j = 0; j < key.count(batch); ++j) {
-        std::fill_n(dkey.at(batch, kv_head, j), key.dim, T(0));
-        std::fill_n(dvalue.at(batch, kv_head, j), value.dim, T(0));
-      }
-      for (Index head_set = 0; head_set < head_sets; ++head_set)
-        for (Index tile = 0; tile < tiling.tiles; ++tile) worker.run(tiling, batch, kv_head, head_set, tile);
-    }
+    for (Index job = begin; job < end; ++job) worker.run(tiling, job / key.heads, job % key.heads);
   });
 }
 

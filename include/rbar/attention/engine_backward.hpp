@@ -35,6 +35,9 @@ struct BackwardTile {
 
   QueryTile<T> tile;
   Values values;
+  RowBlock<const T> keys, value_rows;
+  RowBlock<T> dkeys, dvalue_rows;
+  bool gathered;  // these four in scratch
   alignas(64) typename Values::template Table<Values::query_count, QueryTile<T>::max_rows> dquery_values;
   alignas(64) typename Values::template Table<Values::key_count, max_tile_keys> dkey_values;
   alignas(64) T scale[QueryTile<T>::max_rows];
@@ -47,21 +50,53 @@ struct BackwardTile {
   alignas(64) T dquery_lanes[max_tile_elements<T>];                     // [dim][lane]
   alignas(64) T probabilities[max_tile_keys * QueryTile<T>::max_rows];  // [key][lane]
   alignas(64) T dscores[max_tile_keys * QueryTile<T>::max_rows];        // [key][lane]
-  alignas(64) T copied_rows[row_tile_elements<T>];
 
   // No aggregate: that would set all of the above to 0 first.
   BackwardTile(const BackwardViews<T>& views_, const Score& score_, const Mask& mask_, Gradient& gradient_)
       : views(views_), score(score_), mask(mask_), gradient(gradient_) {}
 
-  void run(const Tiling& tiling, Index batch, Index kv_head, Index head_set, Index tile_number) {
+  // Everything of one (batch, K/V head).
+  void run(const Tiling& tiling, Index batch, Index kv_head) {
+    const Index tokens = views.key.count(batch);
+    load_keys(batch, kv_head, tokens);
+    for (Index j = 0; j < tokens; ++j) {
+      std::fill_n(dkeys.at(j), views.key.dim, T(0));
+      std::fill_n(dvalue_rows.at(j), views.value.dim, T(0));
+    }
+    for (Index head_set = 0; head_set < tiling.group / tiling.mixed_heads; ++head_set)
+      for (Index number = 0; number < tiling.tiles; ++number) run_tile(tiling, batch, kv_head, head_set, number);
+    if (!gathered) return;
+    for (Index j = 0; j < tokens; ++j) {
+      std::copy_n(dkeys.at(j), views.key.dim, views.dkey.at(batch, kv_head, j));
+      std::copy_n(dvalue_rows.at(j), views.value.dim, views.dvalue.at(batch, kv_head, j));
+    }
+  }
+
+ private:
+  // K, V and the sums of their gradients, together where other heads lie between their rows.
+  void load_keys(Index batch, Index kv_head, Index tokens) {
+    const auto& [query, key, value, output, doutput, log_sum_exp, dquery, dkey, dvalue] = views;
+    keys = {key, batch, kv_head};
+    value_rows = {value, batch, kv_head};
+    dkeys = {dkey, batch, kv_head};
+    dvalue_rows = {dvalue, batch, kv_head};
+    gathered = lies_apart(key) || lies_apart(value) || lies_apart(dkey) || lies_apart(dvalue);
+    if (!gathered) return;
+    const Index key_size = key.tokens * padded<T>(key.dim), value_size = key.tokens * padded<T>(value.dim);
+    T* scratch = row_scratch<T>(2 * (key_size + value_size));
+    keys = gather_rows(key, batch, kv_head, 0, tokens, scratch);
+    value_rows = gather_rows(value, batch, kv_head, 0, tokens, scratch + key_size);
+    dkeys = {scratch + key_size + value_size, padded<T>(key.dim), 0};
+    dvalue_rows = {dkeys.data + key_size, padded<T>(value.dim), 0};
+  }
+
+  void run_tile(const Tiling& tiling, Index batch, Index kv_head, Index head_set, Index number) {
     const auto& query = views.query;
-    tile.set(mask, query, views.key, tiling, batch, kv_head, head_set, tile_number);
+    tile.set(mask, query, views.key, tiling, batch, kv_head, head_set, number);
     if (tile.rows == 0) return;
     load_queries();
-    const Index tile_keys = tile_keys_for<T>(std::max(query.dim, views.value.dim), row_tile_elements<T>);
-    tile.visit_keys(mask, [&](Index begin, Index end) {
-      for (Index first = begin; first < end; first += tile_keys) add_keys(first, std::min(tile_keys, end - first));
-    });
+    tile.visit_keys(mask, tile_keys_for<T>(std::max(query.dim, views.value.dim)),
+                    [&](Index first, Index count) { add_keys(first, count); });
     for (Index v = 0; v < tile.vectors; ++v)
       simd::lanes_to_rows(
           dquery_lanes + v * lanes, tile.width(), scale + v * lanes,
@@ -78,7 +113,6 @@ struct BackwardTile {
       }
   }
 
- private:
   void load_queries() {
     const auto& [query, key, value, output, doutput, log_sum_exp, dquery, dkey, dvalue] = views;
     for (Index row = 0; row < tile.width(); ++row) {
@@ -126,26 +160,21 @@ struct BackwardTile {
     values.load_keys(score, tile, first, count);
     for (auto& sums : dkey_values) sums.fill(T(0));
 
-    const auto rows = gather_rows(value, tile.pair.batch, tile.kv_head, first, count, copied_rows);
     for (int s = 0; s < used; ++s) {
       const auto [from, length, v, v_end, masked] = strips[s];
-      simd::tile_product<false>(length, (v_end - v) * lanes, value.dim, rows.data + from * rows.stride, rows.stride,
-                                Index{1}, doutput_lanes + v * lanes, width, dscores + from * width + v * lanes, width);
-    }
-    const auto keys = gather_rows(key, tile.pair.batch, tile.kv_head, first, count, copied_rows);
-    for (int s = 0; s < used; ++s) {
-      const auto [from, length, v, v_end, masked] = strips[s];
-      const Index n = (v_end - v) * lanes;
+      const Index n = (v_end - v) * lanes, j = first + from;
       T* p = probabilities + from * width + v * lanes;
       T* ds = dscores + from * width + v * lanes;
-      simd::tile_product<false>(length, n, key.dim, keys.data + from * keys.stride, keys.stride, Index{1},
-                                query_lanes + v * lanes, width, p, width);
+      simd::tile_product<false>(length, n, value.dim, value_rows.at(j), value_rows.stride, Index{1},
+                                doutput_lanes + v * lanes, width, ds, width);
+      simd::tile_product<false>(length, n, key.dim, keys.at(j), keys.stride, Index{1}, query_lanes + v * lanes, width,
+                                p, width);
       differentiate(strips[s], first);
       simd::tile_product<true>(length, value.dim, n, p, width, Index{1}, doutput_rows + v * lanes * value.dim,
-                               value.dim, dvalue.at(tile.pair.batch, tile.kv_head, first + from), dvalue.token_stride);
+                               value.dim, dvalue_rows.at(j), dvalue_rows.stride);
       simd::tile_product<true>(length, key.dim, n, ds, width, Index{1}, query_rows + v * lanes * key.dim, key.dim,
-                               dkey.at(tile.pair.batch, tile.kv_head, first + from), dkey.token_stride);
-      simd::tile_product<true>(key.dim, n, length, keys.data + from * keys.stride, Index{1}, keys.stride, ds, width,
+                               dkeys.at(j), dkeys.stride);
+      simd::tile_product<true>(key.dim, n, length, keys.at(j), Index{1}, keys.stride, ds, width,
                                dquery_lanes + v * lanes, width);
     }
     if constexpr (Values::key_count > 0)

@@ -8,7 +8,6 @@
 #pragma once
 
 #include "rbar/attention/engine_tile.hpp"
-#include "rbar/simd/gemm_kernel.hpp"
 #include "rbar/simd/math.hpp"
 #include "rbar/simd/tile_product.hpp"
 #include "rbar/simd/transpose.hpp"
@@ -31,7 +30,8 @@ struct ForwardTile {
 
   QueryTile<T> tile;
   ScoreValues<T, Score> values;
-  bool few;                                         // so few lanes that products are cheaper with lanes along head_dim
+  RowBlock<const T> keys, value_rows;
+  bool few;                                         // so few lanes that products are cheaper along keys and features
   alignas(64) T row_max[QueryTile<T>::max_rows];    // m
   alignas(64) T reference[QueryTile<T>::max_rows];  // m·log2 e, what the exponents are relative to
   alignas(64) T row_sum[QueryTile<T>::max_rows];    // l
@@ -39,23 +39,41 @@ struct ForwardTile {
   alignas(64) T queries[max_tile_elements<T>];                   // [dim][lane], or [lane][dim] when few
   alignas(64) T outputs[max_tile_elements<T>];                   // [value dim][lane], or [lane][value dim] when few
   alignas(64) T scores[max_tile_keys * QueryTile<T>::max_rows];  // [key][lane]
-  alignas(64) T copied_rows[row_tile_elements<T>];
+  alignas(64) T transposed_keys[row_tile_elements<T>];           // [dim][key] when few
 
   ForwardTile(const HeadsView<const T>& query_, const HeadsView<const T>& key_, const HeadsView<const T>& value_,
               const Score& score_, const Mask& mask_)
       : query(query_), key(key_), value(value_), score(score_), mask(mask_) {}
 
-  void run(const Tiling& tiling, Index batch, Index kv_head, Index head_set, Index tile_number,
+  // Tiles [tile_begin, tile_end), the last one first: under a causal mask it is the longest.
+  void run(const Tiling& tiling, Index batch, Index kv_head, Index head_set, Index tile_begin, Index tile_end,
            const HeadsView<T>& output, T* log_sum_exp) {
-    tile.set(mask, query, key, tiling, batch, kv_head, head_set, tile_number);
-    if (tile.rows == 0) return;
-    few = tile.rows <= lanes / 2;
-    load_queries();
-    const Index tile_keys = tile_keys_for<T>(std::max(key.dim, value.dim), row_tile_elements<T>);
-    tile.visit_keys(mask, [&](Index begin, Index end) {
-      for (Index first = begin; first < end; first += tile_keys) add_keys(first, std::min(tile_keys, end - first));
-    });
-    finish(output, log_sum_exp);
+    const Index queries_end = std::min(query.count(batch), tile_end * tiling.queries);
+    const Index job_rows = (queries_end - tile_begin * tiling.queries) * tiling.mixed_heads;
+    if (job_rows <= 0) return;
+    keys = {key, batch, kv_head};
+    value_rows = {value, batch, kv_head};
+    if (job_rows > lanes / 2 && (lies_apart(key) || lies_apart(value))) {
+      Index begin = key.count(batch), end = 0;
+      for (Index number = tile_begin; number < tile_end; ++number) {
+        tile.set(mask, query, key, tiling, batch, kv_head, head_set, number);
+        if (tile.rows == 0) continue;
+        begin = std::min(begin, tile.begin);
+        end = std::max(end, tile.end);
+      }
+      T* scratch = row_scratch<T>(key.tokens * (padded<T>(key.dim) + padded<T>(value.dim)));
+      keys = gather_rows(key, batch, kv_head, begin, end, scratch);
+      value_rows = gather_rows(value, batch, kv_head, begin, end, scratch + key.tokens * padded<T>(key.dim));
+    }
+    for (Index number = tile_end; number-- > tile_begin;) {
+      tile.set(mask, query, key, tiling, batch, kv_head, head_set, number);
+      if (tile.rows == 0) continue;
+      few = tile.rows <= lanes / 2;
+      load_queries();
+      tile.visit_keys(mask, tile_keys_for<T>(std::max(key.dim, value.dim)),
+                      [&](Index first, Index count) { add_keys(first, count); });
+      finish(output, log_sum_exp);
+    }
   }
 
  private:
@@ -73,7 +91,6 @@ struct ForwardTile {
       for (Index row = 0; row < tile.rows; ++row)
         for (Index d = 0; d < query.dim; ++d) queries[row * query.dim + d] = query_row(row)[d] * scale[row];
       std::fill_n(outputs, tile.rows * value.dim, T(0));
-      std::fill_n(scores, max_tile_keys * lanes, T(0));
     } else {
       for (Index v = 0; v < tile.vectors; ++v)
         simd::rows_to_lanes([&](Index r) { return query_row(v * lanes + r); }, std::min(lanes, tile.rows - v * lanes),
@@ -91,19 +108,17 @@ struct ForwardTile {
     values.load_keys(score, tile, first, count);
 
     // Sᵀ = K·Qᵀ
-    const auto keys = gather_rows(key, tile.pair.batch, tile.kv_head, first, count, copied_rows);
     for (int s = 0; s < used; ++s) {
       const auto [from, length, v, v_end, masked] = strips[s];
       if (few)
-        simd::multiply_few_rows(key.dim, keys.data + from * keys.stride, keys.stride, queries, key.dim,
-                                scores + from * width, width, length, tile.rows, false);
+        multiply_few(first + from, length, scores + from * width);
       else
-        simd::tile_product<false>(length, (v_end - v) * lanes, key.dim, keys.data + from * keys.stride, keys.stride,
-                                  Index{1}, queries + v * lanes, width, scores + from * width + v * lanes, width);
+        simd::tile_product<false>(length, (v_end - v) * lanes, key.dim, keys.at(first + from), keys.stride, Index{1},
+                                  queries + v * lanes, width, scores + from * width + v * lanes, width);
     }
+    for (int s = 0; s < used; ++s) take_logits(strips[s], first);
     Index v_begin = tile.vectors, v_end = 0;
     for (int s = 0; s < used; ++s) {
-      take_logits(strips[s], first);
       v_begin = std::min(v_begin, strips[s].vector_begin);
       v_end = std::max(v_end, strips[s].vector_end);
     }
@@ -111,16 +126,32 @@ struct ForwardTile {
     for (int s = 0; s < used; ++s) exponentiate(strips[s]);
 
     // Oᵀ += Vᵀ·Pᵀ
-    const auto rows = gather_rows(value, tile.pair.batch, tile.kv_head, first, count, copied_rows);
     for (int s = 0; s < used; ++s) {
       const auto [from, length, v, last, masked] = strips[s];
+      const T* rows = value_rows.at(first + from);
       if (few)
-        simd::tile_product<true>(tile.rows, value.dim, length, scores + from * width, Index{1}, width,
-                                 rows.data + from * rows.stride, rows.stride, outputs, value.dim);
+        simd::tile_product<true>(tile.rows, value.dim, length, scores + from * width, Index{1}, width, rows,
+                                 value_rows.stride, outputs, value.dim);
       else
-        simd::tile_product<true>(value.dim, (last - v) * lanes, length, rows.data + from * rows.stride, Index{1},
-                                 rows.stride, scores + from * width + v * lanes, width, outputs + v * lanes, width);
+        simd::tile_product<true>(value.dim, (last - v) * lanes, length, rows, Index{1}, value_rows.stride,
+                                 scores + from * width + v * lanes, width, outputs + v * lanes, width);
     }
+  }
+
+  // The same scores with K transposed instead of Q: lanes are keys, so one query fills them. Every sum runs over the
+  // same products in the same order, so that a query's bits do not depend on how many others there are.
+  void multiply_few(Index first, Index count, T* to) {
+    alignas(64) T products[lanes / 2 * max_tile_keys];  // [query][key]
+    const Index padded_count = padded<T>(count);
+    const T* ones = simd::unscaled<T>.data();
+    for (Index j = 0; j < count; j += lanes)
+      simd::rows_to_lanes([&](Index r) { return keys.at(first + j + r); }, std::min(lanes, count - j), key.dim, ones,
+                          transposed_keys + j, padded_count);
+    simd::tile_product<false>(tile.rows, padded_count, key.dim, queries, key.dim, Index{1}, transposed_keys,
+                              padded_count, products, padded_count);
+    for (Index j = 0; j < count; j += lanes)
+      simd::rows_to_lanes([&](Index r) { return products + r * padded_count + j; }, tile.rows,
+                          std::min(lanes, count - j), ones, to + j * lanes, lanes);
   }
 
   // Dot products become logits; the row maxima follow.

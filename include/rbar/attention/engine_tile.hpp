@@ -12,6 +12,9 @@
 
 #include <array>
 #include <limits>
+#include <memory>
+#include <new>
+#include <type_traits>
 
 namespace rbar::detail {
 
@@ -23,6 +26,16 @@ inline constexpr Index trim_keys = 16;        // granularity of what is left out
 // Elements of a tile [dim][lanes]: 4 vectors up to dim 128, 2 above.
 template <class T>
 inline constexpr Index max_tile_elements = max_head_dim * 2 * simd::lanes<T>;
+
+// 32 KiB of rows.
+template <class T>
+inline constexpr Index row_tile_elements = 32768 / static_cast<Index>(sizeof(T));
+
+// Elements of a row rounded up to whole registers.
+template <class T>
+constexpr Index padded(Index dim) {
+  return (dim + simd::lanes<T> - 1) / simd::lanes<T> * simd::lanes<T>;
+}
 
 inline Index tile_vectors_for(Index dim) { return dim <= max_head_dim / 2 ? max_tile_vectors : max_tile_vectors / 2; }
 
@@ -138,13 +151,17 @@ struct QueryTile {
     }
   }
 
-  // visit(begin, end) over the stretches of keys that this tile may see.
+  // visit(first, count) over the tiles of keys that this tile may see. Their borders are multiples of tile_keys, not
+  // counted from where the tile's own range begins: a query's sums are cut the same in whatever company it comes.
   template <class Mask, class Visit>
-  void visit_keys(const Mask& mask, Visit&& visit) const {
+  void visit_keys(const Mask& mask, Index tile_keys, Visit&& visit) const {
     const auto clipped = [&](Index from, Index to) {
       from = std::max(from, begin);
       to = std::min(to, end);
-      if (from < to) visit(from, to);
+      for (Index next; from < to; from = next) {
+        next = std::min(to, (from / tile_keys + 1) * tile_keys);
+        visit(from, next - from);
+      }
     };
     if constexpr (requires { mask.visit_blocks(pair, Index{0}, Index{0}, Index{0}, clipped); })
       mask.visit_blocks(pair, queries[0].head, queries[0].query, queries[rows - 1].query + 1, clipped);
@@ -251,32 +268,56 @@ struct ScoreValues {
   }
 };
 
-// Rows of a K or V tile: where they lie, or copied together when their distance is a multiple of a large power of two.
-// The transposed product reads one column of all rows at a time, and such rows fight for the same few cache sets.
+// Keys of one tile, such that their rows fit 32 KiB.
 template <class T>
-struct RowTile {
-  const T* data;
-  Index stride;
-};
-template <class T>
-RowTile<T> gather_rows(const HeadsView<const T>& view, Index batch, Index head, Index first, Index count, T* copy) {
-  const T* source = view.at(batch, head, first);
-  if (view.token_stride * static_cast<Index>(sizeof(T)) % 512 != 0) return {source, view.token_stride};
-  const Index vectors = (view.dim + simd::lanes<T> - 1) / simd::lanes<T>;
-  const Index stride = vectors * simd::lanes<T>;
-  for (Index j = 0; j < count; ++j) std::copy_n(source + j * view.token_stride, view.dim, copy + j * stride);
-  return {copy, stride};
+Index tile_keys_for(Index dim) {
+  return std::clamp<Index>(row_tile_elements<T> / padded<T>(dim) / trim_keys * trim_keys, trim_keys, max_tile_keys);
 }
 
-// Keys of one tile, such that their rows fit `elements`.
+// Rows of K, V or their gradients as the products read them: row j lies at data + (j − first)·stride.
 template <class T>
-Index tile_keys_for(Index dim, Index elements) {
-  const Index stride = (dim + simd::lanes<T> - 1) / simd::lanes<T> * simd::lanes<T>;
-  return std::clamp<Index>(elements / std::max<Index>(stride, 1) / 8 * 8, 8, max_tile_keys);
+struct RowBlock {
+  T* data;
+  Index stride;
+  Index first;
+
+  RowBlock() = default;
+  RowBlock(const HeadsView<T>& view, Index batch, Index head)
+      : data(view.at(batch, head, 0)), stride(view.token_stride), first(0) {}
+  RowBlock(T* data_, Index stride_, Index first_) : data(data_), stride(stride_), first(first_) {}
+  T* at(Index j) const { return data + (j - first) * stride; }
+};
+
+// Every tile of queries reads all of K and V. With the rows of other heads between theirs, usually a power of two
+// apart, they fight for the same few sets of L1 and L2; rows that lie so are copied together first, once a job.
+template <class T>
+bool lies_apart(const HeadsView<T>& view) {
+  return view.token_stride > padded<std::remove_const_t<T>>(view.dim);
 }
-// 32 KiB of rows.
 template <class T>
-inline constexpr Index row_tile_elements = 32768 / static_cast<Index>(sizeof(T));
+RowBlock<const T> gather_rows(const HeadsView<const T>& view, Index batch, Index head, Index begin, Index end, T* to) {
+  const Index stride = padded<T>(view.dim);
+  const T* source = view.at(batch, head, begin);
+  for (Index j = 0; j < end - begin; ++j) std::copy_n(source + j * view.token_stride, view.dim, to + j * stride);
+  return {to, stride, begin};
+}
+
+// Room for such copies, kept by every thread. Grows to the longest sequence seen.
+template <class T>
+T* row_scratch(Index size) {
+  struct Free {
+    void operator()(T* memory) const { ::operator delete[](memory, std::align_val_t{64}); }
+  };
+  static thread_local std::unique_ptr<T, Free> memory;
+  static thread_local Index capacity = 0;
+  if (size > capacity) {
+    memory.reset();
+    capacity = 0;
+    memory.reset(static_cast<T*>(::operator new[](sizeof(T) * static_cast<std::size_t>(size), std::align_val_t{64})));
+    capacity = size;
+  }
+  return memory.get();
+}
 
 // Jobs of about this many multiply-adds are worth handing to a thread.
 inline constexpr Index min_job_work = Index{1} << 17;
