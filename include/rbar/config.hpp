@@ -24,11 +24,13 @@ static_assert(__cplusplus >= 202002L, "rbar needs C++20");
 #define RBAR_RESTRICT __restrict
 #define RBAR_NOINLINE __declspec(noinline)
 #define RBAR_PREFETCH_WRITE(pointer) static_cast<void>(pointer)
+#define RBAR_PREFETCH_FAR(pointer) static_cast<void>(pointer)
 #else
 #define RBAR_INLINE inline __attribute__((always_inline))
 #define RBAR_RESTRICT __restrict__
 #define RBAR_NOINLINE __attribute__((noinline))
-#define RBAR_PREFETCH_WRITE(pointer) __builtin_prefetch(pointer, 1)  // a cache line soon written
+#define RBAR_PREFETCH_WRITE(pointer) __builtin_prefetch(pointer, 1)   // a cache line soon written
+#define RBAR_PREFETCH_FAR(pointer) __builtin_prefetch(pointer, 0, 2)  // a cache line read later: into L2
 #endif
 
 // GCC 12's AVX-512 intrinsics start from deliberately undefined registers, and -Wall reports that in every caller

@@ -199,6 +199,40 @@ TEST_CASE("gemm gives the same bits for any number of threads", "[gemm]") {
     }
 }
 
+#if !defined(RBAR_GEMM_EIGEN) && !defined(RBAR_GEMM_ONEDNN)
+TEMPLATE_TEST_CASE("a row of gemm has the same bits among any number of rows", "[gemm]", float, double) {
+  struct Threads {
+    ~Threads() { rbar::set_num_threads(1); }
+  } restore;
+  const std::uint64_t seed = 20241122;
+  rbar::Rng rng(seed);
+  for (int round = 0; round < 48; ++round) {
+    const auto size = [&](std::uint64_t bound) { return static_cast<Index>(1 + rng.below(bound)); };
+    const Index total = 137, n = round % 3 == 0 ? size(5) : size(200), k = round % 3 == 1 ? size(40) : size(800);
+    const bool transpose_a = round & 1, transpose_b = round & 2, accumulate = round & 4;
+    Problem<TestType> problem(total, n, k, transpose_a, transpose_b, accumulate, round % 5, rng);
+    rbar::set_num_threads(1);
+    Padded<TestType> all = problem.c;
+    problem.run(all);
+    for (const Index m : {1, 2, 7, 8, 9, 16, 17, 100}) {
+      const int threads = 1 + round % 3;
+      const Index first = static_cast<Index>(rng.below(static_cast<std::uint64_t>(total - m + 1)));
+      CAPTURE(seed, round, m, n, k, transpose_a, transpose_b, accumulate, first, threads);
+      rbar::set_num_threads(threads);
+      Padded<TestType> some = problem.c;
+      rbar::gemm(transpose_a ? Transpose::yes : Transpose::no, transpose_b ? Transpose::yes : Transpose::no, m, n, k,
+                 static_cast<const TestType*>(&problem.a(transpose_a ? 0 : first, transpose_a ? first : 0)),
+                 problem.a.stride, static_cast<const TestType*>(problem.b.data()), problem.b.stride, &some(first, 0),
+                 some.stride, accumulate);
+      Index different = 0;
+      for (Index i = first; i < first + m; ++i)
+        different += std::memcmp(&some(i, 0), &all(i, 0), sizeof(TestType) * static_cast<std::size_t>(n)) != 0;
+      REQUIRE(different == 0);
+    }
+  }
+}
+#endif
+
 TEST_CASE("gemm serves scalars without a kernel through Eigen", "[gemm]") {
   using Complex = std::complex<double>;
   const std::vector<Complex> a{{1, 2}, {0, 1}, {3, 0}, {1, -1}}, b{{2, 0}, {1, 1}, {0, -1}, {4, 0}};

@@ -51,7 +51,9 @@ void eigen_gemm(Transpose transpose_a, Transpose transpose_b, Index m, Index n, 
 
 // C[m,n] = op(A)[m,k] · op(B)[k,n], or C += with accumulate. A is stored [m,k] (or [k,m] transposed),
 // B [k,n] (or [n,k] transposed); C overlaps neither. NaN and infinity propagate. Same bits for every
-// number of threads (with oneDNN: if its own OpenMP threads keep their number).
+// number of threads (with oneDNN: if its own OpenMP threads keep their number). Row i of C depends on row i of op(A)
+// alone, to the last bit: it may be computed among any number of rows. That is a promise of our own kernels (float
+// and double), not of Eigen's or oneDNN's, which sum small products in another order than large ones.
 template <class T>
 void gemm(Transpose transpose_a, Transpose transpose_b, Index m, Index n, Index k, const T* a, Index lda, const T* b,
           Index ldb, T* c, Index ldc, bool accumulate = false) {

@@ -1,8 +1,9 @@
 // The blocked matrix product after Goto and van de Geijn, "Anatomy of high-performance matrix
 // multiplication", ACM TOMS 34 (2008), and Van Zee and van de Geijn, "BLIS", ACM TOMS 41 (2015): slices of
 // B are packed once for all threads, and chunks of rows of C pack their part of A on their own stack, so
-// that everything packed stays in L2. While one slice is multiplied the next is packed. K is cut by
-// the problem alone: every element of C is summed in the same order for any number of threads.
+// that everything packed stays in L2. While one slice is multiplied the next is packed.
+// An element of C is summed front to back within each slice of the inner dimension, slice after slice, and k alone
+// says where slices end: the same bits for any number of threads, and for a row of C among any number of rows.
 #pragma once
 
 #include "rbar/core/parallel.hpp"
@@ -59,22 +60,58 @@ struct GemmBlocking {
 
 }  // namespace detail
 
+namespace detail {
+
+constexpr Index gemm_few_rows = 2 * gemm_rows;
+
+// Up to gemm_few_rows rows, bound by reading B: each panel of it is packed on the stack and multiplied at once.
+template <class T>
+void few_rows_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k, const T* a, Index lda, const T* b,
+                   Index ldb, T* c, Index ldc, bool accumulate) {
+  using Blocking = GemmBlocking<T>;
+  constexpr Index width_a = gemm_rows, width_b = gemm_columns<T>;
+  const Index depth_step = Blocking(m, n, k).depth;
+  const Index chunk = divide_up(std::max<Index>(Blocking::min_work / (2 * m * k), 1), width_b) * width_b;
+  parallel_for(divide_up(n, chunk), 1, [&](Index number, Index) {
+    alignas(64) T packed_a[gemm_few_rows * Blocking::max_depth];
+    alignas(64) T packed_b[width_b * Blocking::max_depth];
+    const Index begin = number * chunk, end = std::min(n, begin + chunk);
+    for (Index inner = 0; inner < k; inner += depth_step) {
+      const Index depth = std::min(depth_step, k - inner);
+      pack_panels<width_a>(!transpose_a, a + (transpose_a ? inner * lda : inner), lda, m, depth, packed_a);
+      for (Index j = begin; j < end; j += width_b) {
+        const Index columns = std::min(width_b, end - j);
+        const T* panel = b + (transpose_b ? j * ldb + inner : inner * ldb + j);
+        Index step = ldb;
+        if (transpose_b || columns < width_b) {
+          pack_panels<width_b>(transpose_b, panel, ldb, columns, depth, packed_b);
+          panel = packed_b, step = width_b;
+        }
+        for (Index i = 0; i < m; i += width_a)
+          multiply_panels(depth, packed_a + i * depth, panel, step, c + i * ldc + j, ldc, std::min(width_a, m - i),
+                          columns, accumulate || inner > 0);
+      }
+    }
+  });
+}
+
+}  // namespace detail
+
 // C[m,n] (+)= op(A)·op(B); A is stored [m,k], or [k,m] if transpose_a; B [k,n], or [n,k] if transpose_b.
 template <class T>
 void blocked_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k, const T* a, Index lda, const T* b,
                   Index ldb, T* c, Index ldc, bool accumulate) {
   using namespace detail;
-  constexpr Index few = 8;
-  if (!transpose_a && transpose_b && (m <= few || n <= 4)) {
-    // Bound by reading the larger operand once: no packing.
-    const Index chunk_columns = std::max<Index>(16, divide_up(GemmBlocking<T>::min_work / 2, m * k) / 16 * 16);
-    const Index chunk_rows = m <= few ? m : std::max<Index>(few, GemmBlocking<T>::min_work / 2 / (n * k));
-    const Index across = divide_up(n, chunk_columns);
-    parallel_for(divide_up(m, chunk_rows) * across, 1, [&](Index chunk, Index) {
-      const Index row = chunk / across * chunk_rows, column = chunk % across * chunk_columns;
-      multiply_few_rows(k, a + row * lda, lda, b + column * ldb, ldb, c + row * ldc + column, ldc,
-                        std::min(chunk_rows, m - row), std::min(chunk_columns, n - column), accumulate);
+  if (!transpose_a && transpose_b && n <= 4) {
+    // Bound by reading A once, in dot products that do not know of other rows: no packing.
+    const Index chunk_rows = std::max<Index>(8, GemmBlocking<T>::min_work / 2 / (n * k));
+    parallel_for(m, chunk_rows, [&](Index row, Index end) {
+      multiply_few_rows(k, a + row * lda, lda, b, ldb, c + row * ldc, ldc, end - row, n, accumulate);
     });
+    return;
+  }
+  if (m <= gemm_few_rows) {
+    few_rows_gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, accumulate);
     return;
   }
 

@@ -12,27 +12,69 @@ namespace rbar::simd {
 
 namespace detail {
 
-// a0 b0 a1 b1 ... : the lower (upper) halves of a and b interleaved over the whole register.
-// xsimd 8.1 interleaves AVX and AVX-512 registers only within 128 bits.
+// Elements of T in a block of 128 bits. Registers are filled block by block, straight from memory, so
+// that a transpose needs no shuffle across blocks: those are the slow ones.
+template <class T>
+inline constexpr Index block_lanes = 16 / static_cast<Index>(sizeof(T));
+template <class T>
+inline constexpr Index blocks = lanes<T> / block_lanes<T>;
+
+// Block i of the result is read from address(i).
+template <class T, class Address>
+RBAR_INLINE Batch<T> load_blocks(const Address& address) {
+#if defined(__AVX512F__)
+  const auto block = [&](Index i) { return _mm_loadu_ps(reinterpret_cast<const float*>(address(i))); };
+  __m512 value = _mm512_castps128_ps512(block(0));
+  value = _mm512_insertf32x4(value, block(1), 1);
+  value = _mm512_insertf32x4(value, block(2), 2);
+  value = _mm512_insertf32x4(value, block(3), 3);
+  if constexpr (std::is_same_v<T, float>)
+    return Batch<T>(value);
+  else
+    return Batch<T>(_mm512_castps_pd(value));
+#elif defined(__AVX__)
+  if constexpr (std::is_same_v<T, float>)
+    return Batch<T>(
+        _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(address(0))), _mm_loadu_ps(address(1)), 1));
+  else
+    return Batch<T>(
+        _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(address(0))), _mm_loadu_pd(address(1)), 1));
+#else
+  return load(address(0));
+#endif
+}
+
+// The lower and the upper half of a register to two places.
+template <class T>
+RBAR_INLINE void store_halves(T* low, T* high, const Batch<T>& value) {
+#if defined(__AVX512F__)
+  store_partial(low, value, lanes<T> / 2);
+  if constexpr (std::is_same_v<T, float>)
+    _mm512_mask_storeu_ps(high - lanes<T> / 2, 0xff00, value);
+  else
+    _mm512_mask_storeu_pd(high - lanes<T> / 2, 0xf0, value);
+#else
+  alignas(64) T buffer[lanes<T>];
+  value.store_aligned(buffer);
+  std::memcpy(low, buffer, sizeof(buffer) / 2);
+  std::memcpy(high, buffer + lanes<T> / 2, sizeof(buffer) / 2);
+#endif
+}
+
+// In each block: a0 b0 a1 b1 ... of the lower (upper) halves of a's and b's block. xsimd's zip means this
+// on registers of one block; on longer ones its versions differ.
 template <bool Upper, class T>
 RBAR_INLINE Batch<T> interleave(const Batch<T>& a, const Batch<T>& b) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) {
-    const __m512i pick = _mm512_add_epi32(_mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0),
-                                          _mm512_set1_epi32(Upper ? 8 : 0));
-    return Batch<T>(_mm512_permutex2var_ps(a, pick, b));
-  } else {
-    const __m512i pick = _mm512_add_epi64(_mm512_set_epi64(11, 3, 10, 2, 9, 1, 8, 0), _mm512_set1_epi64(Upper ? 4 : 0));
-    return Batch<T>(_mm512_permutex2var_pd(a, pick, b));
-  }
+  if constexpr (std::is_same_v<T, float>)
+    return Batch<T>(Upper ? _mm512_unpackhi_ps(a, b) : _mm512_unpacklo_ps(a, b));
+  else
+    return Batch<T>(Upper ? _mm512_unpackhi_pd(a, b) : _mm512_unpacklo_pd(a, b));
 #elif defined(__AVX__)
-  if constexpr (std::is_same_v<T, float>) {
-    const __m256 low = _mm256_unpacklo_ps(a, b), high = _mm256_unpackhi_ps(a, b);
-    return Batch<T>(_mm256_permute2f128_ps(low, high, Upper ? 0x31 : 0x20));
-  } else {
-    const __m256d low = _mm256_unpacklo_pd(a, b), high = _mm256_unpackhi_pd(a, b);
-    return Batch<T>(_mm256_permute2f128_pd(low, high, Upper ? 0x31 : 0x20));
-  }
+  if constexpr (std::is_same_v<T, float>)
+    return Batch<T>(Upper ? _mm256_unpackhi_ps(a, b) : _mm256_unpacklo_ps(a, b));
+  else
+    return Batch<T>(Upper ? _mm256_unpackhi_pd(a, b) : _mm256_unpacklo_pd(a, b));
 #else
   if constexpr (Upper)
     return xsimd::zip_hi(a, b);
@@ -41,12 +83,11 @@ RBAR_INLINE Batch<T> interleave(const Batch<T>& a, const Batch<T>& b) {
 #endif
 }
 
-// Turns `Count` vectors holding rows of a [Count, lanes] matrix into the memory image of its
-// transpose [lanes, Count]. One round of interleaving v[i] with v[i + Count/2] rotates the address
-// bits (row, lane) by one, so log2(Count) rounds move the row bits behind the lane bits.
+// Transposes in each block the square matrix whose rows are v[0], v[1], ... One round of interleaving v[i]
+// with v[i + Count/2] rotates the address bits (row, lane) by one, so log2(Count) rounds exchange them.
 template <Index Count, class T>
-RBAR_INLINE void transpose(Batch<T> (&v)[Count]) {
-  static_assert(std::has_single_bit(static_cast<std::size_t>(Count)));
+RBAR_INLINE void transpose_blocks(Batch<T> (&v)[Count]) {
+  static_assert(Count == block_lanes<T>);
   for (Index width = 1; width < Count; width *= 2) {
     Batch<T> w[Count];
     for (Index i = 0; i < Count / 2; ++i) {
@@ -57,34 +98,43 @@ RBAR_INLINE void transpose(Batch<T> (&v)[Count]) {
   }
 }
 
-// panel[p·Width + i] = source[i·stride + p] for i < Group, p < depth; rows at and after `count` are zero.
+// panel[p·Width + i] = source[i·stride + p] for i < Group, p < depth; the last of `count` rows stands in for
+// missing ones. One register holds Group rows, for one inner index or for two that are block_lanes apart.
 template <Index Group, Index Width, class T>
 void pack_group_transposed(const T* source, Index stride, Index count, Index depth, T* panel) {
-  constexpr Index per_vector = Group < lanes<T> ? lanes<T> / Group : 1;  // inner indices in one output vector
-  static_assert(Group <= lanes<T> && (per_vector == 1 || Group == Width));
-  for (Index p = 0; p < depth; p += lanes<T>) {
-    const Index length = depth - p < lanes<T> ? depth - p : lanes<T>;
-    Batch<T> v[Group];
-    for (Index i = 0; i < Group; ++i) {
-      v[i] = zero<T>();
-      if (i < count)
-        v[i] = length == lanes<T> ? load(source + i * stride + p) : load_partial(source + i * stride + p, length);
+  constexpr Index side = block_lanes<T>, halves = lanes<T> / Group, down = blocks<T> / halves;
+  static_assert(Group * halves == lanes<T> && (halves == 1 || halves == 2));
+  Index p = 0;
+  const auto pack = [&](auto offset) {
+    for (; p + side * halves <= depth; p += side * halves) {
+      // Short pieces of many rows: the hardware does not see the next group of rows coming.
+      const Index ahead = Group + p / (side * halves) % (Group / side) * side;
+      Batch<T> v[side];
+      for (Index t = 0; t < side; ++t) {
+        RBAR_PREFETCH_FAR(source + (ahead + t) * stride + p);
+        v[t] = load_blocks<T>([&](Index i) { return source + offset(t + i % down * side) + p + i / down * side; });
+      }
+      transpose_blocks(v);
+      for (Index t = 0; t < side; ++t)
+        if constexpr (halves == 1)
+          store(panel + (p + t) * Width, v[t]);
+        else
+          store_halves(panel + (p + t) * Width, panel + (p + t + side) * Width, v[t]);
     }
-    transpose(v);
-    for (Index i = 0; i < Group; ++i) {
-      const Index left = length - i * per_vector;
-      if (left >= per_vector)
-        store(panel + (p + i * per_vector) * Width, v[i]);
-      else if (left > 0)
-        store_partial(panel + (p + i * per_vector) * Width, v[i], left * Group);
-    }
-  }
+  };
+  const auto clamped = [=](Index i) { return (i < count ? i : count - 1) * stride; };
+  if (count >= Group)
+    pack([=](Index i) { return i * stride; });
+  else
+    pack(clamped);
+  for (; p < depth; ++p)
+    for (Index i = 0; i < Group; ++i) panel[p * Width + i] = source[clamped(i) + p];
 }
 
 }  // namespace detail
 
 // Packs `count` rows (of A, or columns of B) over `depth` inner indices into consecutive panels of
-// Width·depth elements, the last one filled up with zeros. The source is stored with the inner index
+// Width·depth elements; what stands there beyond `count` reaches no result. The source is stored with the inner index
 // contiguous (`transposing`: source[i·stride + p]) or the rows (source[p·stride + i]).
 template <Index Width, class T>
 void pack_panels(bool transposing, const T* source, Index stride, Index count, Index depth, T* packed) {
