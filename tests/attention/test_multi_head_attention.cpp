@@ -10,7 +10,7 @@ static_assert(StreamingLayer<MultiHeadAttention<float>>);
 TEST_CASE("multi-head attention follows its definition") {
   std::uint64_t seed = 1;
   for (const auto& config : naive::multi_head_configs())
-    for (const auto [batch, tokens] : {std::pair<Index, Index>{1, 1}, {2, 19}, {3, 5}}) {
+    for (const auto& [batch, tokens] : {std::pair<Index, Index>{1, 1}, {2, 19}, {3, 5}}) {
       INFO(naive::describe(config) << ", batch " << batch << ", tokens " << tokens << ", seed " << ++seed);
       const auto layer = random_layer<double>(config, seed);
       const auto x = random_hidden<double>(batch, tokens, config.d_model, seed + 100);
