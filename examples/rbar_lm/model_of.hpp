@@ -34,10 +34,10 @@ class ModelOf final : public AnyModel {
   Index vocabulary() const override { return model_.config.vocab_size; }
   Index longest_context() const override { return model_.config.max_seq_len; }
   double flops_per_token(Index window, double attention_share) const override {
-    if constexpr (requires { rbar::flops(model_.config, window, attention_share).total(); })
-      return rbar::flops(model_.config, window, attention_share).total();
+    if constexpr (requires { flops(model_.config, window, attention_share).total(); })
+      return flops(model_.config, window, attention_share).total();
     else
-      return rbar::flops(model_.config, window);
+      return flops(model_.config, window);
   }
 
   TrainingResult train(const TrainingRun& run) override {
