@@ -106,7 +106,7 @@ void blocked_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k,
     // Bound by reading A once, in dot products that do not know of other rows: no packing.
     const Index chunk_rows = std::max<Index>(8, GemmBlocking<T>::min_work / 2 / (n * k));
     parallel_for(m, chunk_rows, [&](Index row, Index end) {
-      multiply_few_rows(k, a + row * lda, lda, b, ldb, c + row * ldc, ldc, end - row, n, accumulate);
+      multiply_few_columns(k, a + row * lda, lda, b, ldb, c + row * ldc, ldc, end - row, n, accumulate);
     });
     return;
   }

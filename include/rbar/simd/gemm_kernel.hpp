@@ -1,5 +1,5 @@
 // The two inner loops of the matrix product: a register block of C over packed panels, and dot
-// products of rows for products with few rows, which are bound by memory.
+// products of rows for products with few columns, which are bound by memory.
 #pragma once
 
 #include "rbar/simd/batch.hpp"
@@ -117,15 +117,11 @@ void multiply_panels(Index depth, const T* a, const T* b, Index b_step, T* c, In
     detail::multiply_rows<gemm_rows, 1>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
 }
 
-// C[rows, columns] (+)= A·Bᵀ straight from memory: B is read once for up to four rows of A.
+// C[rows, columns] (+)= A·Bᵀ straight from memory, for so few columns that B stays in the first cache.
 template <class T>
-void multiply_few_rows(Index depth, const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc, Index rows,
-                       Index columns, bool accumulate) {
-  constexpr Index group = 16;  // rows of B that stay in the first caches while the rows of A pass
-  for (Index j = 0; j < columns; j += group) {
-    const Index count = columns - j < group ? columns - j : group;
-    detail::dot_rows<4>(depth, a, lda, b + j * ldb, ldb, c + j, ldc, rows, count, accumulate);
-  }
+void multiply_few_columns(Index depth, const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc, Index rows,
+                          Index columns, bool accumulate) {
+  detail::dot_rows<4>(depth, a, lda, b, ldb, c, ldc, rows, columns, accumulate);
 }
 
 }  // namespace rbar::simd
