@@ -72,7 +72,7 @@ void check_refused(const std::filesystem::path& good, const std::string& message
   Run run;
   run.trainer.step(text());
   const auto before = numbers(run);
-  CHECK_THROWS_WITH(load_checkpoint(path, run.trainer), Catch::Contains(message));
+  CHECK_THROWS_WITH(load_checkpoint(path, run.trainer), ContainsText(message));
   CHECK(numbers(run) == before);
   CHECK(run.trainer.state.step == 1);
   CHECK(run.trainer.state.optimizer.steps == 1);
@@ -143,8 +143,8 @@ TEST_CASE("another training config is refused unless it is asked for", "[io]") {
   longer.optimizer.decay = WeightDecayGroup::all;
   Run other(model_config(), longer);
   CHECK_THROWS_WITH(load_checkpoint(folder / "run", other.trainer),
-                    Catch::Contains("training config: expected decay \"all\", steps 100 (as here), got decay "
-                                    "\"matrices\", steps 12"));
+                    ContainsText("training config: expected decay \"all\", steps 100 (as here), got decay "
+                                 "\"matrices\", steps 12"));
   load_checkpoint(folder / "run", other.trainer, TrainingConfigCheck::free);
   CHECK(numbers(other) == numbers(run));
   CHECK(other.trainer.config().steps == 100);
@@ -155,11 +155,11 @@ TEST_CASE("another training config is refused unless it is asked for", "[io]") {
   Run wider(wide);
   for (const auto check : {TrainingConfigCheck::same, TrainingConfigCheck::free})
     CHECK_THROWS_WITH(load_checkpoint(folder / "run", wider.trainer, check),
-                      Catch::Contains("model config: expected hidden 10 (as here), got hidden 9"));
+                      ContainsText("model config: expected hidden 10 (as here), got hidden 9"));
   Rng rng(1);
   test::TinyLanguageModel<double> precise(model_config(), rng);
   Trainer trainer(precise, training_config());
-  CHECK_THROWS_WITH(load_checkpoint(folder / "run", trainer), Catch::Contains("scalar: expected 'F64', got 'F32'"));
+  CHECK_THROWS_WITH(load_checkpoint(folder / "run", trainer), ContainsText("scalar: expected 'F64', got 'F32'"));
 }
 
 TEST_CASE("files that are wrong or damaged say how, and change nothing", "[io]") {
@@ -199,7 +199,7 @@ TEST_CASE("files that are wrong or damaged say how, and change nothing", "[io]")
   CHECK(numbers(other) == before);
 
   run.model.bias(2) = std::numeric_limits<float>::infinity();
-  CHECK_THROWS_WITH(save_checkpoint(path, run.trainer), Catch::Contains("model.up.bias: expected finite values"));
+  CHECK_THROWS_WITH(save_checkpoint(path, run.trainer), ContainsText("model.up.bias: expected finite values"));
   CHECK(MappedFile(path).text() == whole);
 }
 

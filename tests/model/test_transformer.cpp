@@ -169,11 +169,10 @@ TEST_CASE("the transformer refuses what it cannot mean") {
   TransformerModel<float>::Cache cache;
   Tensor<float, 3> logits;
   CHECK_THROWS_WITH(model.forward(random_tokens(1, 17, config.vocab_size, 1), logits, cache),
-                    Catch::Matchers::Contains("at most max_seq_len 16, got 17"));
+                    ContainsText("at most max_seq_len 16, got 17"));
   Tensor<Token, 2> tokens = random_tokens(1, 3, config.vocab_size, 1);
   tokens(0, 1) = static_cast<Token>(config.vocab_size);
-  CHECK_THROWS_WITH(model.forward(tokens, logits, cache),
-                    Catch::Matchers::Contains("token: expected 0 <= token < 13, got 13"));
+  CHECK_THROWS_WITH(model.forward(tokens, logits, cache), ContainsText("token: expected 0 <= token < 13, got 13"));
   tokens(0, 1) = -1;
   CHECK_THROWS_AS(model.forward(tokens, logits, cache), Error);
 

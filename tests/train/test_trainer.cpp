@@ -165,7 +165,7 @@ TEST_CASE("a loss or gradient that is not finite stops the run and changes nothi
   const auto kept = model;
   const auto moments = trainer.state.optimizer.first;
   model.bias(0) = std::numeric_limits<float>::quiet_NaN();
-  CHECK_THROWS_WITH(trainer.step(tokens), Catch::Contains("Trainer::step: loss of step 2: expected a finite number"));
+  CHECK_THROWS_WITH(trainer.step(tokens), ContainsText("Trainer::step: loss of step 2: expected a finite number"));
   CHECK(trainer.state.step == 1);
   CHECK(trainer.state.windows.drawn == 4);
   CHECK(trainer.state.optimizer.steps == 1);
