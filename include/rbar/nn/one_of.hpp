@@ -21,8 +21,7 @@ struct OneOf {
 
   OneOf() = default;
   template <class Chosen>
-  requires(!std::is_same_v<std::remove_cvref_t<Chosen>, OneOf>) OneOf(Chosen&& chosen)
-      : layer(std::forward<Chosen>(chosen)) {}
+  requires(!std::is_same_v<Chosen, OneOf>) OneOf(Chosen chosen) : layer(std::move(chosen)) {}
 
   void forward(ConstMatrixView<T> x, MatrixView<T> y, Cache& cache) const {
     std::visit(

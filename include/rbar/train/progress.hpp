@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <string>
 
@@ -79,7 +80,7 @@ class Progress {
                     static_cast<int>(report.step * 100 / std::max<Index>(report.steps, 1)));
       text += percent;
     }
-    const auto left = static_cast<long long>(std::clamp(seconds_left, 0.0, 3e9) + 0.5);
+    const auto left = std::llround(std::clamp(seconds_left, 0.0, 3e9));
     char rest[160];
     std::snprintf(rest, sizeof rest, "step %lld/%lld  loss %.4f%s  %.0f tokens/s  ETA %lld:%02lld:%02lld",
                   static_cast<long long>(report.step), static_cast<long long>(report.steps), loss_, validation_.c_str(),
