@@ -83,7 +83,7 @@ struct BackwardTile {
     gathered = lies_apart(key) || lies_apart(value) || lies_apart(dkey) || lies_apart(dvalue);
     if (!gathered) return;
     const Index key_size = key.tokens * padded<T>(key.dim), value_size = key.tokens * padded<T>(value.dim);
-    T* scratch = row_scratch<T>(2 * (key_size + value_size));
+    T* scratch = simd::thread_scratch<T, RowCopies>(2 * (key_size + value_size));
     keys = gather_rows(key, batch, kv_head, 0, tokens, scratch);
     value_rows = gather_rows(value, batch, kv_head, 0, tokens, scratch + key_size);
     dkeys = {scratch + key_size + value_size, padded<T>(key.dim), 0};

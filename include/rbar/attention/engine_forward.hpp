@@ -61,7 +61,7 @@ struct ForwardTile {
         begin = std::min(begin, tile.begin);
         end = std::max(end, tile.end);
       }
-      T* scratch = row_scratch<T>(key.tokens * (padded<T>(key.dim) + padded<T>(value.dim)));
+      T* scratch = simd::thread_scratch<T, RowCopies>(key.tokens * (padded<T>(key.dim) + padded<T>(value.dim)));
       keys = gather_rows(key, batch, kv_head, begin, end, scratch);
       value_rows = gather_rows(value, batch, kv_head, begin, end, scratch + key.tokens * padded<T>(key.dim));
     }

@@ -9,11 +9,10 @@
 #include "rbar/attention/masks.hpp"
 #include "rbar/attention/scores.hpp"
 #include "rbar/simd/batch.hpp"
+#include "rbar/simd/scratch.hpp"
 
 #include <array>
 #include <limits>
-#include <memory>
-#include <new>
 #include <type_traits>
 
 namespace rbar::detail {
@@ -302,22 +301,8 @@ RowBlock<const T> gather_rows(const HeadsView<const T>& view, Index batch, Index
   return {to, stride, begin};
 }
 
-// Room for such copies, kept by every thread. Grows to the longest sequence seen.
-template <class T>
-T* row_scratch(Index size) {
-  struct Free {
-    void operator()(T* memory) const { ::operator delete[](memory, std::align_val_t{64}); }
-  };
-  static thread_local std::unique_ptr<T, Free> memory;
-  static thread_local Index capacity = 0;
-  if (size > capacity) {
-    memory.reset();
-    capacity = 0;
-    memory.reset(static_cast<T*>(::operator new[](sizeof(T) * static_cast<std::size_t>(size), std::align_val_t{64})));
-    capacity = size;
-  }
-  return memory.get();
-}
+// Room for such copies, kept by every thread.
+struct RowCopies {};
 
 // Jobs of about this many multiply-adds are worth handing to a thread.
 inline constexpr Index min_job_work = Index{1} << 17;

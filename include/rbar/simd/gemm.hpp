@@ -9,10 +9,9 @@
 #include "rbar/core/parallel.hpp"
 #include "rbar/simd/gemm_kernel.hpp"
 #include "rbar/simd/gemm_pack.hpp"
+#include "rbar/simd/scratch.hpp"
 
 #include <algorithm>
-#include <memory>
-#include <new>
 
 namespace rbar::simd {
 
@@ -20,21 +19,8 @@ namespace detail {
 
 constexpr Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
 
-// Slices of B, packed: at most 2 × 512 KiB, kept by the calling thread. Grows to the largest slice seen.
-template <class T>
-T* gemm_slices(Index size) {
-  struct Free {
-    void operator()(T* memory) const { ::operator delete[](memory, std::align_val_t{64}); }
-  };
-  static thread_local std::unique_ptr<T, Free> memory;
-  static thread_local Index capacity = 0;
-  if (size > capacity) {
-    memory.reset();
-    memory.reset(static_cast<T*>(::operator new[](sizeof(T) * static_cast<std::size_t>(size), std::align_val_t{64})));
-    capacity = size;
-  }
-  return memory.get();
-}
+// Slices of B, packed: at most 2 × 512 KiB, kept by the calling thread.
+struct PackedSlices {};
 
 // How one problem is cut. A slice of B is depth × columns; a chunk of C is rows × columns.
 template <class T>
@@ -120,7 +106,7 @@ void blocked_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k,
   const Blocking block(m, n, k);
   const Index slice_size = block.depth * block.columns, depth_slices = divide_up(k, block.depth);
   const Index slices = divide_up(n, block.columns) * depth_slices;
-  T* const packed = gemm_slices<T>(std::min<Index>(slices, 2) * slice_size);
+  T* const packed = thread_scratch<T, PackedSlices>(std::min<Index>(slices, 2) * slice_size);
 
   struct Slice {
     Index column, columns, inner, depth;
