@@ -134,7 +134,8 @@ GradientCheckReport gradient_check(std::span<const GradientPair> pairs, Loss&& l
   return report;
 }
 
-// Loss Σ r∘y with fixed random r; checks every parameter and the input [batch, tokens, features].
+// Loss Σ r∘y with fixed random r, and what the layer adds itself (auxiliary_loss_of); checks every parameter and the
+// input [batch, tokens, features].
 template <Layer L>
 GradientCheckReport gradient_check(const L& layer, ConstTensorView<double, 3> x, GradientCheckOptions options = {}) {
   static_assert(std::is_same_v<typename L::Scalar, double>, "gradient_check needs a layer of double");
@@ -154,7 +155,7 @@ GradientCheckReport gradient_check(const L& layer, ConstTensorView<double, 3> x,
       std::span<const GradientPair>(pairs),
       [&] {
         probe.forward(input, output, cache);
-        return detail::weighted_sum(weights, output);
+        return detail::weighted_sum(weights, output) + auxiliary_loss_of(cache);
       },
       options);
 }
@@ -178,7 +179,7 @@ GradientCheckReport gradient_check(const M& model, ConstTensorView<Token, 2> tok
       std::span<const GradientPair>(pairs),
       [&] {
         probe.forward(tokens, logits, cache);
-        return detail::weighted_sum(weights, logits);
+        return detail::weighted_sum(weights, logits) + auxiliary_loss_of(cache);
       },
       options);
 }

@@ -106,6 +106,16 @@ void copy_parameters(const From& from, To& to) {
   copy(buffers_of(from), buffers_of(to));
 }
 
+// Loss terms that a model adds by itself (balance of experts, regularisers), weighted; 0 for most. They lie in the
+// cache of a forward pass, and its backward pass includes their gradient.
+template <class Cache>
+double auxiliary_loss_of(const Cache& cache) {
+  if constexpr (requires { cache.auxiliary_loss; })
+    return cache.auxiliary_loss;
+  else
+    return 0;
+}
+
 namespace detail {
 struct AnyVisitor {
   template <class Tensorial>

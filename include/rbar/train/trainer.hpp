@@ -67,8 +67,9 @@ struct StepReport {
   Index step = 0;   // steps completed, this one included
   Index steps = 0;  // of the whole run
   Index tokens = 0;
-  double loss = 0;           // mean nats per token over the batches of this step, before the update
-  double gradient_norm = 0;  // before clipping
+  double loss = 0;            // mean nats per token over the batches of this step, before the update
+  double auxiliary_loss = 0;  // what the model adds itself (auxiliary_loss_of); not part of `loss`
+  double gradient_norm = 0;   // before clipping
   double learning_rate = 0;
   double seconds = 0;                    // time of this step without the callbacks
   std::optional<Evaluation> evaluation;  // set by a callback that evaluated, for those after it
@@ -110,6 +111,7 @@ class Trainer {
     for (Index pass = 0; pass < config_.accumulation; ++pass) {
       windows.next(tokens, config_.batch_size, config_.window, batch_);
       report.loss += forward_backward(pass) / static_cast<double>(config_.accumulation);
+      report.auxiliary_loss += auxiliary_loss_of(cache_) / static_cast<double>(config_.accumulation);
     }
     const double mean = 1.0 / static_cast<double>(config_.accumulation);
     report.step = state.step + 1;
