@@ -21,6 +21,7 @@
 #include "rbar/routing/mixer.hpp"
 #include "rbar/routing/router.hpp"
 #include "rbar/routing/simple_mixer.hpp"
+#include "rbar/sheaf/restriction_map.hpp"
 #include "rbar/simd/energy.hpp"
 #include "rbar/simd/softmax.hpp"
 #include "rbar/train/callbacks.hpp"

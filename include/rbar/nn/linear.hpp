@@ -12,6 +12,15 @@ namespace rbar {
 
 namespace detail {
 
+// Every row of y becomes `row` [y.cols()].
+template <class T>
+void fill_rows(MatrixView<T> y, const T* row) {
+  const Index chunk = std::max<Index>(1, 32768 / std::max<Index>(1, y.cols()));
+  parallel_for(y.rows(), chunk, [&](Index begin, Index end) {
+    for (Index i = begin; i < end; ++i) std::copy_n(row, y.cols(), y.data() + i * y.cols());
+  });
+}
+
 // total[j] += Σᵢ x[i][j]. Threads take columns, so the order of the sum is always the same; sums of
 // 128 rows are added up separately, which keeps fp32 accurate over many rows.
 template <class T>
@@ -63,12 +72,7 @@ struct Linear {
     require_shape("Linear::forward", "y", y, {x.rows(), out()});
     // The bias is where the product starts: no pass of its own afterwards.
     const bool has_bias = bias.size() > 0;
-    if (has_bias) {
-      const Index chunk = std::max<Index>(1, 32768 / std::max<Index>(1, out()));
-      parallel_for(y.rows(), chunk, [&](Index begin, Index end) {
-        for (Index row = begin; row < end; ++row) std::copy_n(bias.data(), out(), y.data() + row * out());
-      });
-    }
+    if (has_bias) detail::fill_rows(y, bias.data());
     gemm(Transpose::no, Transpose::yes, x.rows(), out(), in(), x.data(), in(), weight.data(), in(), y.data(), out(),
          has_bias);
   }
