@@ -108,6 +108,13 @@ auto rows(Tensorial&& tensor) {
     return MatrixView<T>(tensor.data(), leading, last);
 }
 
+// Room for `count` rows: grows, and never shrinks. For packed rows, whose number changes from call to call; top_rows
+// then views those in use. The contents are unspecified after growth.
+template <class T>
+void ensure_rows(Tensor<T, 2>& buffer, Index count, Index width) {
+  if (buffer.dimension(0) < count || buffer.dimension(1) != width) buffer.resize(count, width);
+}
+
 // The first `count` rows of a buffer that has room for more (packed rows, whose number changes).
 template <class T>
 MatrixView<T> top_rows(Tensor<T, 2>& buffer, Index count) {
