@@ -17,6 +17,7 @@
 #include "rbar/model/cort.hpp"
 #include "rbar/model/generate.hpp"
 #include "rbar/model/transformer.hpp"
+#include "rbar/nn/mixture_of_experts.hpp"
 #include "rbar/routing/lane_trace.hpp"
 #include "rbar/routing/mixer.hpp"
 #include "rbar/routing/router.hpp"

@@ -85,7 +85,7 @@ void check_gradients(const L& plain, Index count, Index in, Index out, std::uint
   pairs.push_back({"x", elements(x), elements(std::as_const(dx))});
   const auto report = gradient_check(std::span<const GradientPair>(pairs), [&] {
     run_forward(layer, x, y, cache);
-    double loss = 0;
+    double loss = auxiliary_loss_of(cache);
     for (Index i = 0; i < y.size(); ++i) loss += y.data()[i] * dy.data()[i];
     return loss;
   });
