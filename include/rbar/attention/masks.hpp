@@ -75,4 +75,21 @@ struct PositionMask {
   }
 };
 
+// Whichever of these a layer's config and pass ask for, decided at run time: keys() is called once a query, and a layer
+// compiles the engine once.
+struct AttentionMask {
+  bool causal = true;
+  Index window = 0;        // > 0: a query sees the last `window` positions only
+  Index query_offset = 0;  // position of the first query, where no positions are given
+  const Index* query_positions = nullptr;
+  const Index* key_positions = nullptr;
+
+  KeyRange keys(const SequencePair& pair, Index head, Index query) const {
+    if (!causal) return FullMask{}.keys(pair, head, query);
+    if (query_positions) return PositionMask{query_positions, key_positions, window}.keys(pair, head, query);
+    if (window > 0) return WindowMask{window, query_offset}.keys(pair, head, query);
+    return CausalMask{query_offset}.keys(pair, head, query);
+  }
+};
+
 }  // namespace rbar
