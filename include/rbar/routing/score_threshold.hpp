@@ -9,13 +9,11 @@
 
 #include "rbar/core/parameters.hpp"
 #include "rbar/routing/pid.hpp"
+#include "rbar/routing/quantile.hpp"
 
-#include <algorithm>
 #include <cmath>
-#include <cstddef>
 #include <limits>
 #include <span>
-#include <vector>
 
 namespace rbar {
 
@@ -91,16 +89,6 @@ struct ScoreThreshold {
                                    .minimum = -3.0,
                                    .maximum = 3.0,
                                    .anti_windup = true};
-
-  // The value that has ⌊rank⌋ scores below it, midway between its two neighbours.
-  static double separator(std::span<const T> scores, double rank) {
-    std::vector<T> sorted(scores.begin(), scores.end());
-    const auto k = std::min(static_cast<std::ptrdiff_t>(rank), static_cast<std::ptrdiff_t>(sorted.size()) - 1);
-    std::nth_element(sorted.begin(), sorted.begin() + k, sorted.end());
-    const auto above = static_cast<double>(sorted[static_cast<std::size_t>(k)]);
-    if (k == 0) return above;
-    return (above + static_cast<double>(*std::max_element(sorted.begin(), sorted.begin() + k))) / 2;
-  }
 };
 
 }  // namespace rbar

@@ -1,0 +1,44 @@
+// Graceful degradation: one number, pressure ∈ [0, 1], trades accuracy for cost. It sends more tokens to the reflex
+// lane, by raising θ_reflex along a curve of quantiles, and makes attention sparser. 0 changes nothing; every knob is
+// monotone in it, so that the cost only falls.
+#pragma once
+
+#include "rbar/core/error.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <span>
+
+namespace rbar {
+
+// Errors: a pressure outside [0, 1] or not a number.
+inline void require_pressure(double pressure) {
+  require(pressure >= 0 && pressure <= 1, "pressure", "pressure", "0 <= pressure <= 1", pressure);
+}
+
+// Share of the tokens that stop in the reflex lane: `share` without pressure, all of them at 1, linear in between.
+inline double pressed_share(double share, double pressure) { return share + pressure * (1 - share); }
+
+// θ_reflex under pressure. `curve` holds the energies that have the share pressed_share(share, k/n) of the tokens below
+// them, k = 0 ... n, ascending; what lies between them is interpolated. An empty curve (nothing measured yet) raises
+// nothing.
+template <class T>
+double pressed_threshold(double threshold, std::span<const T> curve, double pressure) {
+  require_pressure(pressure);
+  if (curve.size() < 2) return threshold;
+  const double position = pressure * static_cast<double>(curve.size() - 1);
+  const auto below = std::min(static_cast<std::size_t>(position), curve.size() - 2);
+  const auto at = [&](std::size_t i) { return static_cast<double>(curve[i]); };
+  const double energy = at(below) + (position - static_cast<double>(below)) * (at(below + 1) - at(below));
+  return threshold + std::max(0.0, energy - at(0));
+}
+
+// The error bound ε of sparse attention under pressure: moves geometrically from ε to `ceiling`, never below ε.
+inline double pressed_epsilon(double epsilon, double pressure, double ceiling = 0.1) {
+  require_pressure(pressure);
+  const double highest = std::max(epsilon, ceiling), lowest = std::min(highest, std::max(epsilon, 1e-9));
+  return pressure == 0 ? epsilon : std::max(epsilon, lowest * std::pow(highest / lowest, pressure));
+}
+
+}  // namespace rbar
