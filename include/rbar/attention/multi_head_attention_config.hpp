@@ -21,8 +21,8 @@ struct MultiHeadAttentionConfig {
   Index kv_heads() const { return n_kv_heads > 0 ? n_kv_heads : n_heads; }
   Index dim_per_head() const { return head_dim > 0 || n_heads == 0 ? head_dim : d_model / n_heads; }
 
-  void validate() const {
-    constexpr const char* where = "MultiHeadAttentionConfig";
+  // `where`: the config of another attention that has all this in common.
+  void validate(const char* where = "MultiHeadAttentionConfig") const {
     require(d_model > 0, where, "d_model", "at least 1", d_model);
     require(n_heads > 0, where, "n_heads", "at least 1", n_heads);
     require(head_dim >= 0, where, "head_dim", "at least 0", head_dim);

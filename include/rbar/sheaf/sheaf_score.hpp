@@ -1,0 +1,182 @@
+// The scores of sheaf attention: minus the energy of the edge between query i and key j, E_ij = ‖q_i − k_j‖², times the
+// inverse temperature β_h > 0 of the head (ADR-015; a discrete sheaf diffusion in the sense of Hansen and Gebhart,
+// "Sheaf Neural Networks", 2020):
+//
+//   SheafScore       −β E_ij  ≅  2β q_i·k_j − β‖k_j‖²     β‖q_i‖² is the same for a whole row, the softmax drops it
+//   SheafEdgeScore   −β w_ij E_ij,  E_ij = ‖q_i‖² + ‖k_j‖² − 2 q_i·k_j      with weights nothing drops out
+//
+// Both expand the square, which is what lets them run on dot products. Where the energy itself matters (thresholds), or
+// q and k lie far from 0 together, residual.hpp computes it without the cancellation.
+#pragma once
+
+#include "rbar/attention/heads_view.hpp"
+#include "rbar/attention/scores.hpp"
+#include "rbar/core/parallel.hpp"
+#include "rbar/simd/batch.hpp"
+
+#include <algorithm>
+
+namespace rbar {
+
+// Squared norms of tokens [first, count(b)) of sequence b, each head: norms[row·heads + head], row of the view.
+template <class T>
+void square_norms(const HeadsView<const T>& view, Index batch, Index first, T* norms) {
+  const Index count = view.count(batch);
+  const Index chunk = std::max<Index>(1, 32768 / std::max<Index>(1, view.heads * view.dim));
+  parallel_for(count - first, chunk, [&](Index begin, Index end) {
+    for (Index t = first + begin; t < first + end; ++t)
+      for (Index head = 0; head < view.heads; ++head) {
+        const T* x = view.at(batch, head, t);
+        auto sum = simd::zero<T>();
+        Index d = 0;
+        for (; d + simd::lanes<T> <= view.dim; d += simd::lanes<T>)
+          sum = simd::multiply_add(simd::load(x + d), simd::load(x + d), sum);
+        if (d < view.dim) {
+          const auto tail = simd::load_partial(x + d, view.dim - d);
+          sum = simd::multiply_add(tail, tail, sum);
+        }
+        norms[(view.first_row(batch) + t) * view.heads + head] = simd::reduce_add(sum);
+      }
+  });
+}
+// Of every token.
+template <class T>
+void square_norms(const HeadsView<const T>& view, T* norms) {
+  for (Index b = 0; b < view.batch; ++b) square_norms(view, b, 0, norms);
+}
+
+// dx += 2 x·dnorm, the gradient of the squared norms.
+template <class T>
+void square_norms_backward(const HeadsView<const T>& view, const T* dnorms, const HeadsView<T>& dx) {
+  const Index chunk = std::max<Index>(1, 32768 / std::max<Index>(1, view.heads * view.dim));
+  for (Index b = 0; b < view.batch; ++b)
+    parallel_for(view.count(b), chunk, [&](Index begin, Index end) {
+      for (Index t = begin; t < end; ++t)
+        for (Index head = 0; head < view.heads; ++head) {
+          const T factor = 2 * dnorms[(view.first_row(b) + t) * view.heads + head];
+          const T* RBAR_RESTRICT from = view.at(b, head, t);
+          T* RBAR_RESTRICT to = dx.at(b, head, t);
+          for (Index d = 0; d < view.dim; ++d) to[d] += factor * from[d];
+        }
+    });
+}
+
+// logit_ij = β_h (2 q_i·k_j − ‖k_j‖²).
+template <class T>
+struct SheafScore {
+  static constexpr int query_values = 1, key_values = 1;  // β and ‖k‖²
+
+  const T* beta;             // [heads]
+  const T* key_square_norm;  // [row of the keys][kv_heads]
+  Index kv_heads;
+
+  double query_scale(const QueryIndex&) const { return 2; }
+  void load_query(const QueryIndex& query, T* values) const { values[0] = beta[query.head]; }
+  void load_key(const KeyIndex& key, T* values) const { values[0] = key_square_norm[key.row * kv_heads + key.head]; }
+
+  template <class B>
+  RBAR_INLINE B logit(const B& dot, const auto& query, const auto& key, const PairLanes&) const {
+    return query[0] * (dot - key[0]);
+  }
+  template <class B>
+  RBAR_INLINE B vjp(const B& dlogit, const B& dot, const auto& query, const auto& key, const PairLanes&, auto& dquery,
+                    auto& dkey, auto& /*gradient*/) const {
+    const B ddot = dlogit * query[0];
+    dquery[0] = simd::multiply_add(dlogit, dot - key[0], dquery[0]);
+    dkey[0] = dkey[0] - ddot;
+    return ddot;
+  }
+};
+
+// The sums are the caller's, and start at 0.
+template <class T>
+struct SheafScoreGradient {
+  double* beta;        // [batch][heads]: calls of different (batch, kv head) may be concurrent
+  T* key_square_norm;  // [row of the keys][kv_heads]
+  Index heads, kv_heads;
+
+  void add_query(const QueryIndex& query, const T* values) {
+    beta[query.batch * heads + query.head] += static_cast<double>(values[0]);
+  }
+  void add_key(const KeyIndex& key, const T* values) { key_square_norm[key.row * kv_heads + key.head] += values[0]; }
+};
+
+// w_ij ≥ 0 of every edge, one matrix for a sequence or for all of them. Weight 0 makes a pair agree whatever it holds;
+// it does not part the two: that is a mask's to do.
+template <class T>
+struct EdgeWeights {
+  const T* data = nullptr;
+  Index tokens = 0;
+  Index batch_stride = 0;  // 0: all sequences share [tokens, tokens]
+
+  Index at(const QueryIndex& query, const KeyIndex& key) const {
+    return query.batch * batch_stride + query.query * tokens + key.key;
+  }
+};
+
+// logit_ij = −β_h w_ij (‖q_i‖² + ‖k_j‖² − 2 q_i·k_j), the energy no less than 0 in spite of rounding.
+template <class T>
+struct SheafEdgeScore {
+  static constexpr int query_values = 2, key_values = 1;  // β, ‖q‖² and ‖k‖²
+
+  const T* beta;               // [heads]
+  const T* query_square_norm;  // [row of the queries][heads]
+  const T* key_square_norm;    // [row of the keys][kv_heads]
+  Index heads, kv_heads;
+  EdgeWeights<T> edges;
+
+  double query_scale(const QueryIndex&) const { return 2; }
+  void load_query(const QueryIndex& query, T* values) const {
+    values[0] = beta[query.head];
+    values[1] = query_square_norm[query.row * heads + query.head];
+  }
+  void load_key(const KeyIndex& key, T* values) const { values[0] = key_square_norm[key.row * kv_heads + key.head]; }
+
+  template <class B>
+  RBAR_INLINE B logit(const B& dot, const auto& query, const auto& key, const PairLanes& pairs) const {
+    return -(query[0] * weights(pairs) * energy(dot, query, key));
+  }
+  template <class B>
+  RBAR_INLINE B vjp(const B& dlogit, const B& dot, const auto& query, const auto& key, const PairLanes& pairs,
+                    auto& dquery, auto& dkey, auto& gradient) const {
+    const B weight = weights(pairs), slope = dlogit * energy(dot, query, key);
+    pairs.scatter<T>(-(query[0] * slope),
+                     [&](const QueryIndex& q, const KeyIndex& k, T value) { gradient.add_edge(q, k, value); });
+    const B ddot = dlogit * query[0] * weight;
+    dquery[0] = dquery[0] - weight * slope;
+    dquery[1] = dquery[1] - ddot;
+    dkey[0] = dkey[0] - ddot;
+    return ddot;
+  }
+
+ private:
+  simd::Batch<T> weights(const PairLanes& pairs) const {
+    return pairs.gather<T>(
+        [&](const QueryIndex& query, const KeyIndex& key) { return edges.data[edges.at(query, key)]; });
+  }
+  template <class B>
+  RBAR_INLINE static B energy(const B& dot, const auto& query, const auto& key) {
+    return simd::max(query[1] + key[0] - dot, simd::zero<T>());
+  }
+};
+
+// The sums are the caller's, and start at 0.
+template <class T>
+struct SheafEdgeGradient {
+  double* beta;          // [batch][heads]
+  T* query_square_norm;  // [row of the queries][heads]
+  T* key_square_norm;    // [row of the keys][kv_heads]
+  T* edges;              // [batch][kv_heads][tokens][tokens], as those calls may be concurrent
+  Index heads, kv_heads, tokens;
+
+  void add_query(const QueryIndex& query, const T* values) {
+    beta[query.batch * heads + query.head] += static_cast<double>(values[0]);
+    query_square_norm[query.row * heads + query.head] = values[1];
+  }
+  void add_key(const KeyIndex& key, const T* values) { key_square_norm[key.row * kv_heads + key.head] += values[0]; }
+  void add_edge(const QueryIndex& query, const KeyIndex& key, T value) {
+    edges[((key.batch * kv_heads + key.head) * tokens + query.query) * tokens + key.key] += value;
+  }
+};
+
+}  // namespace rbar
