@@ -55,12 +55,13 @@ struct TransformerLayer {
   };
   struct State {
     typename MultiHeadAttention<T>::State attention;
-    typename AnyNorm<T>::Cache norm;
-    typename AnyFeedForward<T>::Cache feed_forward;
   };
-  // What the layers of a model use one after the other.
+  // What the layers of a model use one after the other: of a stream, everything but keys and values.
   struct Scratch {
     Tensor<T, 3> normed, branch;
+    typename AnyNorm<T>::Cache norm;
+    typename MultiHeadAttention<T>::Cache attention;
+    typename AnyFeedForward<T>::Cache feed_forward;
   };
 
   AnyNorm<T> norm1, norm2;
@@ -110,11 +111,13 @@ struct TransformerLayer {
   // The next tokens, in place.
   void step(Tensor<T, 3>& h, State& state, Scratch& scratch) const {
     ensure_shape(scratch.normed, shape_of(h));
-    norm1.forward(rows(std::as_const(h)), rows(scratch.normed), state.norm);
+    norm1.forward(rows(std::as_const(h)), rows(scratch.normed), scratch.norm);
+    std::swap(state.attention.scratch, scratch.attention);
     attention.step(view(std::as_const(scratch.normed)), scratch.branch, state.attention);
+    std::swap(state.attention.scratch, scratch.attention);
     add_with_dropout<T>(0, {}, 0, rows(std::as_const(h)), branch_rows(scratch), rows(h));
-    norm2.forward(rows(std::as_const(h)), rows(scratch.normed), state.norm);
-    feed_forward.forward(rows(std::as_const(scratch.normed)), rows(scratch.branch), state.feed_forward);
+    norm2.forward(rows(std::as_const(h)), rows(scratch.normed), scratch.norm);
+    feed_forward.forward(rows(std::as_const(scratch.normed)), rows(scratch.branch), scratch.feed_forward);
     add_with_dropout<T>(0, {}, 0, rows(std::as_const(h)), branch_rows(scratch), rows(h));
   }
 
