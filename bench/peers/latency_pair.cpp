@@ -1,0 +1,249 @@
+// Two trained models of the same task beside each other in one process: latency, memory and perplexity. Every timed
+// call of one is followed by the same call of the other, so that a change of the clock or of the machine's load meets
+// both. cgt_promise.py calls it; by hand:
+//
+//   latency_pair STANDARD_FOLDER CGT_FOLDER TEXT [--threads=1] [--length=128] [--windows=200] [--rounds=3] ...
+//
+// The folders are rbar_lm's, trained on bytes; of TEXT the last tenth validates. Ends with one line of JSON; times in
+// seconds, memory in bytes, energies normalised by the model's own running scale.
+#include "../heap_meter.hpp"
+#include "../support.hpp"
+
+#include "rbar/io/pretrained.hpp"
+#include "rbar/io/tokenizer.hpp"
+#include "rbar/model/cort.hpp"
+#include "rbar/model/transformer.hpp"
+#include "rbar/train/evaluate.hpp"
+
+#include <cstdio>
+#include <string_view>
+
+namespace {
+
+using namespace rbar;
+using Json = nlohmann::ordered_json;
+
+struct Options {
+  Index threads = 1;
+  Index length = 128;        // tokens of a window
+  Index windows = 200;       // of one sequence each, spread over the validation text
+  Index rounds = 3;          // how often each window is timed
+  Index decode_windows = 8;  // whose tokens are also fed one by one
+  Index batch = 32;          // of the memory measurement
+  Index score_tokens = 0;    // validation tokens that the perplexity is taken over; 0: all
+
+  void fields(auto&& visit) {
+    visit("threads", threads);
+    visit("length", length);
+    visit("windows", windows);
+    visit("rounds", rounds);
+    visit("decode-windows", decode_windows);
+    visit("batch", batch);
+    visit("score-tokens", score_tokens);
+  }
+};
+
+// "--name=value" into the option of that name.
+bool set_option(Options& options, std::string_view word) {
+  bool known = false;
+  options.fields([&](std::string_view name, Index& value) {
+    const std::string prefix = "--" + std::string(name) + "=";
+    if (!word.starts_with(prefix)) return;
+    value = std::atoll(std::string(word.substr(prefix.size())).c_str());
+    known = true;
+  });
+  return known;
+}
+
+// Windows [1, length], evenly spread over the text.
+std::vector<Tensor<Token, 2>> spread_windows(TokenSpan tokens, Index length, Index count) {
+  require(static_cast<Index>(tokens.size()) > length, "latency_pair", "validation tokens", "more than a window",
+          tokens.size());
+  std::vector<Tensor<Token, 2>> windows;
+  for (Index i = 0; i < count; ++i) {
+    const Index start = (static_cast<Index>(tokens.size()) - length) * i / std::max<Index>(1, count - 1);
+    windows.emplace_back(1, length);
+    std::copy_n(tokens.begin() + start, length, windows.back().data());
+  }
+  return windows;
+}
+
+// What calls of one kind took: per window, one number a round.
+struct Timings {
+  std::vector<std::vector<double>> seconds;
+
+  static double quantile(std::vector<double> values, double share) {
+    std::sort(values.begin(), values.end());
+    return values[static_cast<std::size_t>(share * static_cast<double>(values.size() - 1) + 0.5)];
+  }
+  // Over all calls, as a user meets them; and over the windows, each with its median over the rounds, which leaves
+  // what the input costs and takes out what the machine does.
+  Json summary() const {
+    std::vector<double> all, windows;
+    for (const auto& window : seconds) {
+      all.insert(all.end(), window.begin(), window.end());
+      windows.push_back(bench::median(window));
+    }
+    double sum = 0;
+    for (const double value : all) sum += value;
+    return {{"mean", sum / static_cast<double>(all.size())},
+            {"p50", quantile(all, 0.5)},
+            {"p99", quantile(all, 0.99)},
+            {"p99_of_windows", quantile(windows, 0.99)},
+            {"best", quantile(all, 0)}};
+  }
+};
+
+template <LanguageModel Model>
+struct Subject {
+  std::string folder;
+  Model model;
+  typename Model::Cache cache;
+  Tensor<float, 3> logits;
+
+  explicit Subject(const std::string& folder_) : folder(folder_), model(from_pretrained<Model>(folder_)) {}
+
+  // Logits of all tokens, in buffers that are there already.
+  double time_forward(const Tensor<Token, 2>& window) {
+    const double start = bench::now();
+    model.forward(view(window), logits, cache);
+    return bench::now() - start;
+  }
+  // The same into a fresh state, ready to go on: what a prompt costs.
+  double time_prefill(const Tensor<Token, 2>& window) {
+    typename Model::State state;
+    const double start = bench::now();
+    model.step(view(window), logits, state);
+    return bench::now() - start;
+  }
+  // Its tokens one by one, from an empty context: mean of a token.
+  double time_decode(const Tensor<Token, 2>& window) {
+    typename Model::State state;
+    const double start = bench::now();
+    for (Index t = 0; t < window.size(); ++t) model.step(view(window.data() + t, 1, 1), logits, state);
+    return (bench::now() - start) / static_cast<double>(window.size());
+  }
+
+  // Heap that a batch needs beyond the model and its inputs, logits included.
+  double memory_of_prefill(const Tensor<Token, 2>& tokens) {
+    return bench::heap_needed_by([&] {
+      typename Model::State state;
+      Tensor<float, 3> result;
+      model.step(view(tokens), result, state);
+    });
+  }
+  double memory_of_forward(const Tensor<Token, 2>& tokens) {
+    return bench::heap_needed_by([&] {
+      typename Model::Cache fresh;
+      Tensor<float, 3> result;
+      model.forward(view(tokens), result, fresh);
+    });
+  }
+};
+
+// Times `call` on both, window by window, in turns that begin with each of them as often.
+template <class A, class B, class Call>
+std::pair<Timings, Timings> in_turns(A& a, B& b, const std::vector<Tensor<Token, 2>>& windows, std::size_t count,
+                                     Index rounds, Call&& call) {
+  std::pair<Timings, Timings> timings;
+  timings.first.seconds.resize(count);
+  timings.second.seconds.resize(count);
+  for (std::size_t i = 0; i < std::min<std::size_t>(3, count); ++i) call(a, windows[i]), call(b, windows[i]);
+  for (Index round = 0; round < rounds; ++round)
+    for (std::size_t i = 0; i < count; ++i) {
+      const auto first = [&] { timings.first.seconds[i].push_back(call(a, windows[i])); };
+      const auto second = [&] { timings.second.seconds[i].push_back(call(b, windows[i])); };
+      if ((static_cast<Index>(i) + round) % 2 == 0)
+        first(), second();
+      else
+        second(), first();
+    }
+  return timings;
+}
+
+template <class Model>
+double flops_per_token(const Model& model, Index length) {
+  if constexpr (requires { flops(model.config, length).total(); })
+    return flops(model.config, length).total();
+  else if constexpr (requires { flops(model.config, length); })
+    return flops(model.config, length);
+  else
+    return 0;
+}
+
+template <class Model>
+Json describe(Subject<Model>& subject, const Options& options, TokenSpan validation, const Tensor<Token, 2>& batch) {
+  Json json;
+  json["folder"] = subject.folder;
+  json["model"] = Model::model_type;
+  const Index parameters = count_parameters(subject.model);
+  json["parameters"] = parameters;
+  json["weight_bytes"] = static_cast<double>(parameters) * sizeof(float);
+  json["flops_per_token"] = flops_per_token(subject.model, options.length);
+  json["prefill_bytes"] = subject.memory_of_prefill(batch);
+  json["forward_bytes"] = subject.memory_of_forward(batch);
+  const auto scored = options.score_tokens > 0
+                          ? std::min<std::size_t>(static_cast<std::size_t>(options.score_tokens), validation.size())
+                          : validation.size();
+  const Evaluation evaluation = evaluate(subject.model, validation.first(scored), {.window = options.length});
+  json["nats"] = evaluation.nats;
+  json["perplexity"] = evaluation.perplexity;
+  json["predicted_tokens"] = evaluation.predicted_tokens;
+  return json;
+}
+
+template <LanguageModel First, LanguageModel Second>
+Json measure(const std::string& first_folder, const std::string& second_folder, const std::string& text,
+             const Options& options) {
+  Subject<First> first(first_folder);
+  Subject<Second> second(second_folder);
+  for (const Index vocabulary : {first.model.config.vocab_size, second.model.config.vocab_size})
+    require(vocabulary == 256, "latency_pair", "vocab_size", "256: a model of bytes", vocabulary);
+  const TokenDataset data(ByteTokenizer{}.encode(MappedFile(text).text()));
+  const auto windows = spread_windows(data.validation(), options.length, options.windows);
+  Tensor<Token, 2> batch(options.batch, options.length);
+  for (Index row = 0; row < options.batch; ++row)
+    std::copy_n(windows[static_cast<std::size_t>(row) % windows.size()].data(), options.length, &batch(row, 0));
+
+  Json json;
+  json["architecture"] = simd::architecture();
+  json["compiler"] = bench::compiler();
+  json["threads"] = num_threads();
+  json["length"] = options.length;
+  json["windows"] = options.windows;
+  json["rounds"] = options.rounds;
+  json["batch"] = options.batch;
+  json["fma_peak"] = bench::fma_peak<float>(5);
+  Json a = describe(first, options, data.validation(), batch), b = describe(second, options, data.validation(), batch);
+  const auto add = [&](const char* name, const std::pair<Timings, Timings>& timings) {
+    a[name] = timings.first.summary();
+    b[name] = timings.second.summary();
+  };
+  const auto decoded = static_cast<std::size_t>(std::min(options.decode_windows, options.windows));
+  const std::vector<Tensor<Token, 2>> batches(3, batch);
+  add("forward", in_turns(first, second, windows, windows.size(), options.rounds,
+                          [](auto& subject, const auto& window) { return subject.time_forward(window); }));
+  add("prefill", in_turns(first, second, windows, windows.size(), options.rounds,
+                          [](auto& subject, const auto& window) { return subject.time_prefill(window); }));
+  add("decode", in_turns(first, second, windows, decoded, options.rounds,
+                         [](auto& subject, const auto& window) { return subject.time_decode(window); }));
+  add("batch_prefill", in_turns(first, second, batches, batches.size(), 1,
+                                [](auto& subject, const auto& tokens) { return subject.time_prefill(tokens); }));
+  json["models"] = {a, b};
+  return json;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  Options options;
+  for (int i = 4; i < argc; ++i)
+    require(set_option(options, argv[i]), "latency_pair", "option", "a known one", argv[i]);
+  if (argc < 4) return std::fputs("usage: latency_pair STANDARD_FOLDER CGT_FOLDER TEXT [--threads=1 ...]\n", stderr), 2;
+  set_num_threads(static_cast<int>(options.threads));
+  const Json json = measure<TransformerModel<float>, CoRTModel<float>>(argv[1], argv[2], argv[3], options);
+  std::printf("%s\n", json.dump().c_str());
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "latency_pair: %s\n", error.what());
+  return 2;
+}
