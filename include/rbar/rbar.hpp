@@ -24,6 +24,7 @@
 #include "rbar/routing/router.hpp"
 #include "rbar/routing/simple_mixer.hpp"
 #include "rbar/sheaf/restriction_map.hpp"
+#include "rbar/sheaf/sheaf_graph.hpp"
 #include "rbar/sheaf/sheaf_attention.hpp"
 #include "rbar/sheaf/state_spread.hpp"
 #include "rbar/simd/energy.hpp"
