@@ -26,6 +26,7 @@
 #include "rbar/sheaf/restriction_map.hpp"
 #include "rbar/sheaf/sheaf_graph.hpp"
 #include "rbar/sheaf/sheaf_attention.hpp"
+#include "rbar/sheaf/sparse_sheaf.hpp"
 #include "rbar/sheaf/state_spread.hpp"
 #include "rbar/simd/energy.hpp"
 #include "rbar/simd/softmax.hpp"
