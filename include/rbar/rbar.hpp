@@ -23,6 +23,7 @@
 #include "rbar/routing/mixer.hpp"
 #include "rbar/routing/router.hpp"
 #include "rbar/routing/simple_mixer.hpp"
+#include "rbar/routing/witness.hpp"
 #include "rbar/sheaf/restriction_map.hpp"
 #include "rbar/sheaf/sheaf_graph.hpp"
 #include "rbar/sheaf/sheaf_attention.hpp"
