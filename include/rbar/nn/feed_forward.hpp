@@ -14,7 +14,9 @@ namespace rbar {
 template <class T>
 struct FeedForward {
   using Scalar = T;
+  // Buffers keep room for the most rows seen: the rows of a call are the first ones.
   struct Cache {
+    Index rows = 0;                  // N
     Tensor<T, 2> hidden, activated;  // [N, F], before and after f
     mutable Tensor<T, 2> dhidden;    // [N, F], scratch of backward
   };
@@ -27,20 +29,22 @@ struct FeedForward {
       : up(dim, hidden, bias, rng), down(hidden, dim, bias, rng), activation(activation_) {}
 
   void forward(ConstMatrixView<T> x, MatrixView<T> y, Cache& cache) const {
-    ensure_shape(cache.hidden, {x.rows(), up.out()});
-    ensure_shape(cache.activated, {x.rows(), up.out()});
-    up.forward(x, rows(cache.hidden));
-    activation_forward<T>(activation, rows(std::as_const(cache.hidden)), rows(cache.activated));
-    down.forward(rows(std::as_const(cache.activated)), y);
+    cache.rows = x.rows();
+    ensure_rows(cache.hidden, x.rows(), up.out());
+    ensure_rows(cache.activated, x.rows(), up.out());
+    const MatrixView<T> hidden = top_rows(cache.hidden, x.rows()), activated = top_rows(cache.activated, x.rows());
+    up.forward(x, hidden);
+    activation_forward<T>(activation, as_const(hidden), activated);
+    down.forward(as_const(activated), y);
   }
 
   void backward(ConstMatrixView<T> dy, ConstMatrixView<T> x, const Cache& cache, MatrixView<T> dx, FeedForward& grad,
                 bool accumulate_dx = false) const {
-    require_shape("FeedForward::backward", "cache", cache.hidden, {x.rows(), up.out()});
-    ensure_shape(cache.dhidden, shape_of(cache.hidden));
-    const MatrixView<T> dhidden = rows(cache.dhidden);
-    down.backward(dy, rows(cache.activated), dhidden, grad.down);
-    activation_backward<T>(activation, as_const(dhidden), rows(cache.hidden), dhidden);
+    require(cache.rows == x.rows(), "FeedForward::backward", "rows of the cache", x.rows(), cache.rows);
+    ensure_rows(cache.dhidden, x.rows(), up.out());
+    const MatrixView<T> dhidden = top_rows(cache.dhidden, x.rows());
+    down.backward(dy, top_rows(cache.activated, x.rows()), dhidden, grad.down);
+    activation_backward<T>(activation, as_const(dhidden), top_rows(cache.hidden, x.rows()), dhidden);
     up.backward(as_const(dhidden), x, dx, grad.up, accumulate_dx);
   }
 

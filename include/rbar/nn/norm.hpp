@@ -73,7 +73,7 @@ void norm_backward(ConstMatrixView<T> dy, ConstMatrixView<T> x, const T* weight,
                    MatrixView<T> dx, bool accumulate_dx, Tensor<T, 2>& partial, T* dweight, T* dbias) {
   const Index dim = x.cols(), chunks = (x.rows() + norm_chunk - 1) / norm_chunk;
   const Index width = Centred ? 2 * dim : dim;
-  ensure_shape(partial, {chunks, width});
+  ensure_rows(partial, chunks, width);
   parallel_for(x.rows(), norm_chunk, [&](Index begin, Index end) {
     T* dweight_part = partial.data() + begin / norm_chunk * width;
     T* dbias_part = dweight_part + dim;
@@ -127,6 +127,7 @@ template <class T>
 struct LayerNorm {
   using Scalar = T;
   struct Cache {
+    Index rows = 0;                // N; the buffers keep room for the most seen
     Tensor<T, 1> mean, rstd;       // [N]
     mutable Tensor<T, 2> partial;  // scratch of backward
   };
@@ -143,14 +144,17 @@ struct LayerNorm {
 
   void forward(ConstMatrixView<T> x, MatrixView<T> y, Cache& cache) const {
     detail::check_norm<T>("LayerNorm::forward", weight.size(), x, y);
-    ensure_shape(cache.mean, {x.rows()});
-    ensure_shape(cache.rstd, {x.rows()});
+    cache.rows = x.rows();
+    if (cache.rstd.size() < x.rows()) {
+      ensure_shape(cache.mean, {x.rows()});
+      ensure_shape(cache.rstd, {x.rows()});
+    }
     detail::norm_forward<true>(x, weight.data(), bias.data(), epsilon, cache.mean.data(), cache.rstd.data(), y);
   }
   void backward(ConstMatrixView<T> dy, ConstMatrixView<T> x, const Cache& cache, MatrixView<T> dx, LayerNorm& grad,
                 bool accumulate_dx = false) const {
     detail::check_norm<T>("LayerNorm::backward", weight.size(), x, dy);
-    require_shape("LayerNorm::backward", "cache", cache.rstd, {x.rows()});
+    require(cache.rows == x.rows(), "LayerNorm::backward", "rows of the cache", x.rows(), cache.rows);
     if (dx.size() > 0) detail::check_norm<T>("LayerNorm::backward", weight.size(), x, dx);
     detail::norm_backward<true>(dy, x, weight.data(), cache.mean.data(), cache.rstd.data(), dx, accumulate_dx,
                                 cache.partial, grad.weight.data(), grad.bias.data());
@@ -167,6 +171,7 @@ template <class T>
 struct RMSNorm {
   using Scalar = T;
   struct Cache {
+    Index rows = 0;                // N; the buffers keep room for the most seen
     Tensor<T, 1> rstd;             // [N]
     mutable Tensor<T, 2> partial;  // scratch of backward
   };
@@ -182,13 +187,14 @@ struct RMSNorm {
 
   void forward(ConstMatrixView<T> x, MatrixView<T> y, Cache& cache) const {
     detail::check_norm<T>("RMSNorm::forward", weight.size(), x, y);
-    ensure_shape(cache.rstd, {x.rows()});
+    cache.rows = x.rows();
+    if (cache.rstd.size() < x.rows()) ensure_shape(cache.rstd, {x.rows()});
     detail::norm_forward<false, T>(x, weight.data(), nullptr, epsilon, nullptr, cache.rstd.data(), y);
   }
   void backward(ConstMatrixView<T> dy, ConstMatrixView<T> x, const Cache& cache, MatrixView<T> dx, RMSNorm& grad,
                 bool accumulate_dx = false) const {
     detail::check_norm<T>("RMSNorm::backward", weight.size(), x, dy);
-    require_shape("RMSNorm::backward", "cache", cache.rstd, {x.rows()});
+    require(cache.rows == x.rows(), "RMSNorm::backward", "rows of the cache", x.rows(), cache.rows);
     if (dx.size() > 0) detail::check_norm<T>("RMSNorm::backward", weight.size(), x, dx);
     detail::norm_backward<false, T>(dy, x, weight.data(), nullptr, cache.rstd.data(), dx, accumulate_dx, cache.partial,
                                     grad.weight.data(), nullptr);
