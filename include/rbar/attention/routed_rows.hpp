@@ -60,6 +60,16 @@ void gather_rows(ConstMatrixView<T> x, const RoutedRows& routed, MatrixView<T> p
   });
 }
 
+// x[rows[i]] = packed[i].
+template <class T>
+void scatter_rows(ConstMatrixView<T> packed, const RoutedRows& routed, MatrixView<T> x) {
+  const Index dim = x.cols();
+  require_shape("scatter_rows", "packed", packed, {routed.count(), dim});
+  parallel_for(routed.count(), std::max<Index>(1, 32768 / std::max<Index>(1, dim)), [&](Index begin, Index end) {
+    for (Index i = begin; i < end; ++i) std::copy_n(packed.data() + i * dim, dim, x.data() + routed.rows[i] * dim);
+  });
+}
+
 // x[rows[i]] += packed[i]. No row occurs twice, so threads cannot meet.
 template <class T>
 void scatter_add_rows(ConstMatrixView<T> packed, const RoutedRows& routed, MatrixView<T> x) {

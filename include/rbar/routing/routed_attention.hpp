@@ -85,10 +85,11 @@ struct RoutedAttention {
 
     const MatrixView<T> attended = top_rows(cache.packed, attention_rows.count());
     attention.forward_routed(hidden, attention_rows, config.key_values, attended, cache.attention);
-    scatter_rows(as_const(attended), attention_rows, y);
+    // Attended and mixed rows together are all rows, so nothing needs zeroing first.
+    scatter_rows(as_const(attended), attention_rows, rows(y));
     const MatrixView<T> mixed = top_rows(cache.packed, mixing_rows.count());
     mixer.forward(hidden, routing.mixing, view(std::as_const(cache.router.scores)), mixed, cache.mixer);
-    scatter_rows(as_const(mixed), mixing_rows, y);
+    scatter_rows(as_const(mixed), mixing_rows, rows(y));
   }
 
   void backward(ConstTensorView<T, 3> dy, const Cache& cache, Tensor<T, 3>& dx, RoutedAttention& grad) const {
@@ -123,11 +124,11 @@ struct RoutedAttention {
 
     const MatrixView<T> attended = top_rows(state.packed, attention_rows.count());
     attention.step_routed(hidden, attention_rows, config.key_values, attended, state.attention);
-    scatter_rows(as_const(attended), attention_rows, y);
+    scatter_rows(as_const(attended), attention_rows, rows(y));
     const MatrixView<T> mixed = top_rows(state.packed, mixing_rows.count());
     mixer.step(hidden, routing.mixing, view(std::as_const(state.router.cache.scores)), mixed, state.mixer,
                state.mixer_cache);
-    scatter_rows(as_const(mixed), mixing_rows, y);
+    scatter_rows(as_const(mixed), mixing_rows, rows(y));
   }
 
   // Between training steps: threshold and budget learn from the scores of the last forward pass.
@@ -139,15 +140,6 @@ struct RoutedAttention {
     visit_layer(visit, "mixer", mixer);
   }
   void buffers(auto&& visit) { visit_buffers(visit, "router", router); }
-
- private:
-  // y[rows[n]] = packed[n]. Attended and mixed rows together are all rows, so nothing needs zeroing first.
-  static void scatter_rows(ConstMatrixView<T> packed, const RoutedRows& selected, Tensor<T, 3>& y) {
-    const Index dim = packed.cols();
-    parallel_for(selected.count(), 64, [&](Index begin, Index end) {
-      for (Index n = begin; n < end; ++n) std::copy_n(packed.data() + n * dim, dim, y.data() + selected.rows[n] * dim);
-    });
-  }
 };
 
 }  // namespace rbar
