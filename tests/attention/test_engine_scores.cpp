@@ -1,6 +1,6 @@
 // Score functors that the library does not have yet, written against the engine as it is: whatever an
 // attention needs inside the softmax fits the interface. Each is checked, forward and backward, against
-// its definition written pair by pair.
+// its definition written pair by pair. Those of sheaf attention, one with a number for every pair, are tested with it.
 #include "attention/naive_attention.hpp"
 #include "rbar/audit/gradient_check.hpp"
 #include "rbar/core/parallel.hpp"
@@ -28,69 +28,7 @@ struct HeadSums {
   }
 };
 
-// (a) Sheaf energy: logit = 2β_h s − β_h ‖k_j‖², the squared norms given as one number a key.
-struct SheafScore {
-  static constexpr int query_values = 1, key_values = 1;
-  const double* beta;         // [heads]
-  const double* square_norm;  // [row][kv head]
-  Index kv_heads;
-
-  void load_query(const QueryIndex& query, auto* values) const { values[0] = beta[query.head]; }
-  void load_key(const KeyIndex& key, auto* values) const { values[0] = square_norm[key.row * kv_heads + key.head]; }
-  template <class B>
-  B logit(const B& dot, const auto& query, const auto& key, const PairLanes&) const {
-    return query[0] * (dot + dot - key[0]);
-  }
-  template <class B>
-  B vjp(const B& dlogit, const B& dot, const auto& query, const auto& key, const PairLanes&, auto& dquery, auto& dkey,
-        auto&) const {
-    dquery[0] += dlogit * (dot + dot - key[0]);
-    const B weighted = dlogit * query[0];
-    dkey[0] -= weighted;
-    return weighted + weighted;
-  }
-};
-struct SheafGradient {
-  HeadSums beta;
-  Index kv_heads;
-  Doubles square_norm;
-  void add_query(const QueryIndex& query, const double* values) { beta.add(query, values[0]); }
-  void add_key(const KeyIndex& key, const double* values) {
-    square_norm[at(key.row * kv_heads + key.head)] += values[0];
-  }
-};
-
-// (b) A learned weight for every edge: logit = w[b,h,i,j]·s.
-struct EdgeScore {
-  const double* weight;  // [batch][heads][queries][keys]
-  Sizes sizes;
-
-  Index edge(const QueryIndex& query, const KeyIndex& key) const {
-    return ((query.batch * sizes.heads + query.head) * sizes.queries + query.query) * sizes.keys + key.key;
-  }
-  template <class B>
-  B weights(const PairLanes& pairs) const {
-    return pairs.gather<double>([&](const QueryIndex& query, const KeyIndex& key) { return weight[edge(query, key)]; });
-  }
-  template <class B>
-  B logit(const B& dot, const auto&, const auto&, const PairLanes& pairs) const {
-    return weights<B>(pairs) * dot;
-  }
-  template <class B>
-  B vjp(const B& dlogit, const B& dot, const auto&, const auto&, const PairLanes& pairs, auto&, auto&,
-        auto& gradient) const {
-    const B dweight = dlogit * dot;
-    pairs.scatter<double>(dweight, [&](const QueryIndex& query, const KeyIndex& key, double value) {
-      gradient.weight[at(edge(query, key))] = value;
-    });
-    return dlogit * weights<B>(pairs);
-  }
-};
-struct EdgeGradient {
-  Doubles weight;
-};
-
-// (c) Phase-modulated: logit = s/√d·(λ_h cos(φ[i,h] − ψ_j) + 1 − λ_h)/τ[i,h]; the cosine is cos φ cos ψ + sin φ sin ψ.
+// (a) Phase-modulated: logit = s/√d·(λ_h cos(φ[i,h] − ψ_j) + 1 − λ_h)/τ[i,h]; the cosine is cos φ cos ψ + sin φ sin ψ.
 struct PhaseScore {
   static constexpr int query_values = 4, key_values = 2;  // cos φ, sin φ, λ, 1/τ and cos ψ, sin ψ
   const double *phase, *temperature;                      // [row][heads]
@@ -144,7 +82,7 @@ struct PhaseGradient {
   }
 };
 
-// (d) A user's own: soft capping, logit = c·tanh(s/c), with a learned cap c.
+// (b) A user's own: soft capping, logit = c·tanh(s/c), with a learned cap c.
 struct SoftCapScore {
   static constexpr int query_values = 1;
   const double* cap;  // [1]
@@ -197,41 +135,6 @@ void check(Problem<double>& p, const Score& score, Gradient gradient, const naiv
 const Sizes sizes_of_test[] = {{2, 37, 41, 4, 2, 9, 6}, {1, 70, 80, 2, 2, 16, 16}, {2, 2, 30, 3, 1, 8, 8}};
 
 }  // namespace
-
-TEST_CASE("a sheaf score with learned strength", "[engine][scores]") {
-  for (const Sizes& s : sizes_of_test) {
-    Problem<double> p(s);
-    Doubles beta = random(s.heads, 2, 0.1, 0.5), norms = random(s.batch * s.keys * s.kv_heads, 3, 0, 9);
-    Doubles dbeta, dnorms;
-    const SheafScore score{beta.data(), norms.data(), s.kv_heads};
-    const SheafGradient gradient{{s.heads, Doubles(at(s.batch * s.heads))}, s.kv_heads, Doubles(norms.size())};
-    const naive::Logit logit = [&](Index b, Index h, Index, Index j, double dot) {
-      const Index g = h / (s.heads / s.kv_heads);
-      return beta[at(h)] * (2 * dot - norms[at((b * s.keys + j) * s.kv_heads + g)]);
-    };
-    check(p, score, gradient, logit, [&](const SheafGradient& g, auto& pairs) {
-      dbeta = g.beta.total();
-      dnorms = g.square_norm;
-      pairs.push_back({"beta", beta, dbeta});
-      pairs.push_back({"square_norm", norms, dnorms});
-    });
-  }
-}
-
-TEST_CASE("a score with a weight for every edge", "[engine][scores]") {
-  for (const Sizes& s : sizes_of_test) {
-    Problem<double> p(s);
-    Doubles weight = random(s.batch * s.heads * s.queries * s.keys, 4, -1, 1), dweight;
-    const naive::Logit logit = [&](Index b, Index h, Index i, Index j, double dot) {
-      return weight[at(((b * s.heads + h) * s.queries + i) * s.keys + j)] * dot;
-    };
-    check(p, EdgeScore{weight.data(), s}, EdgeGradient{Doubles(weight.size())}, logit,
-          [&](const EdgeGradient& g, auto& pairs) {
-            dweight = g.weight;
-            pairs.push_back({"weight", weight, dweight});
-          });
-  }
-}
 
 TEST_CASE("a phase-modulated score with a temperature for every query", "[engine][scores]") {
   for (const Sizes& s : sizes_of_test) {
