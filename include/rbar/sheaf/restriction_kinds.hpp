@@ -16,13 +16,11 @@ namespace rbar {
 
 namespace detail {
 
-// Rows of `width` elements that make a chunk for one thread; depends on the problem alone.
-inline Index rows_per_chunk(Index width) { return std::max<Index>(1, 32768 / std::max<Index>(1, width)); }
-
 // body(row of a, row of b) over all rows.
 template <class A, class B, class Body>
 void for_each_row(A& a, B& b, Body&& body) {
-  parallel_for(a.rows(), rows_per_chunk(a.cols() + b.cols()), [&](Index begin, Index end) {
+  const Index chunk = std::max<Index>(1, 32768 / std::max<Index>(1, a.cols() + b.cols()));
+  parallel_for(a.rows(), chunk, [&](Index begin, Index end) {
     for (Index row = begin; row < end; ++row) body(a.data() + row * a.cols(), b.data() + row * b.cols());
   });
 }
