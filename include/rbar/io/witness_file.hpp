@@ -14,13 +14,13 @@
 
 namespace rbar {
 
+namespace detail {
+
 struct WitnessFileState {
   ChainHead head;  // of the intact witnesses
   std::size_t intact_bytes = 0, torn_bytes = 0;
   std::optional<ChainFault> fault;  // what follows the intact witnesses is broken, and not just torn
 };
-
-namespace detail {
 
 inline constexpr std::string_view witness_file_label = "rbar witnesses 1\n";
 
@@ -38,31 +38,28 @@ inline bool take_witness(std::span<const std::byte>& bytes, Witness& witness) {
   return true;
 }
 
-}  // namespace detail
-
-// Calls body(witness) for one intact witness after the other, in order. Errors: a file that cannot be read, or is
-// none of witnesses.
+// Calls body(witness) for one intact witness after the other, in order.
 template <class Body>
-WitnessFileState scan_witness_file(const std::filesystem::path& path, Body&& body) {
-  const MappedFile file(path);
-  std::span<const std::byte> bytes = file.bytes();  // what is left of it
-  const auto label = std::as_bytes(std::span(detail::witness_file_label));
-  const std::size_t present = std::min(bytes.size(), label.size());
-  require(std::ranges::equal(bytes.first(present), label.first(present)), "witness file", path.string(),
+WitnessFileState scan_witnesses(const std::filesystem::path& path, std::span<const std::byte> file, Body&& body) {
+  const auto label = std::as_bytes(std::span(witness_file_label));
+  const std::size_t present = std::min(file.size(), label.size());
+  require(std::ranges::equal(file.first(present), label.first(present)), "witness file", path.string(),
           "a file of witnesses", "other contents");
 
   WitnessFileState state;
-  state.torn_bytes = bytes.size();
+  state.torn_bytes = present;
   if (present < label.size()) return state;
   state.intact_bytes = label.size();
-  bytes = bytes.subspan(label.size());
   std::vector<std::byte> scratch;
   for (Witness witness;;) {
+    std::span<const std::byte> rest = file.subspan(state.intact_bytes);
     std::string reason;
     try {
-      state.torn_bytes = bytes.size();
-      if (!detail::take_witness(bytes, witness)) return state;
-      reason = detail::advance(state.head, witness, scratch);
+      if (!take_witness(rest, witness)) {
+        state.torn_bytes = rest.size();
+        return state;
+      }
+      reason = advance(state.head, witness, scratch);
     } catch (const Error& error) {
       reason = error.what();
     }
@@ -71,30 +68,42 @@ WitnessFileState scan_witness_file(const std::filesystem::path& path, Body&& bod
       state.fault = ChainFault{state.head.count, std::move(reason)};
       return state;
     }
-    state.intact_bytes = file.bytes().size() - bytes.size();
+    state.intact_bytes = file.size() - rest.size();
     body(std::as_const(witness));
   }
 }
 
-// Nothing, if the file holds whole witnesses only, all as they were sealed, and ends at `kept` (where given). Errors:
-// as scan_witness_file.
-inline std::optional<ChainFault> find_fault(const std::filesystem::path& path,
-                                            const std::optional<ChainHead>& kept = {}) {
-  const WitnessFileState state = scan_witness_file(path, [](const Witness&) {});
-  if (state.fault) return state.fault;
-  if (state.torn_bytes > 0)
-    return ChainFault{state.head.count, "the file ends in " + std::to_string(state.torn_bytes) +
-                                            " bytes of a witness that was not written whole"};
-  return detail::compare_heads(state.head, kept);
+inline void require_intact(std::string_view operation, const std::filesystem::path& path,
+                           const WitnessFileState& state) {
+  if (state.fault)
+    throw Error(operation, path.string() + ": witness " + std::to_string(state.fault->witness), "an intact one",
+                state.fault->reason);
 }
 
-// The chain of a file, without a torn tail. Errors: a broken chain, and as scan_witness_file.
+inline std::optional<ChainFault> find_fault_in_bytes(const std::filesystem::path& path, std::span<const std::byte> file,
+                                                     const std::optional<ChainHead>& kept) {
+  WitnessFileState state = scan_witnesses(path, file, [](const Witness&) {});
+  if (!state.fault && state.torn_bytes > 0)
+    state.fault = ChainFault{state.head.count, "the file ends in " + std::to_string(state.torn_bytes) +
+                                                   " bytes of a witness that was not written whole"};
+  return state.fault ? state.fault : compare_heads(state.head, kept);
+}
+
+}  // namespace detail
+
+// Nothing, if the file holds whole witnesses only, all as they were sealed, and ends at `kept` (where given). Errors:
+// a file that cannot be read, or is none of witnesses.
+inline std::optional<ChainFault> find_fault(const std::filesystem::path& path,
+                                            const std::optional<ChainHead>& kept = {}) {
+  return detail::find_fault_in_bytes(path, MappedFile(path).bytes(), kept);
+}
+
+// The chain of a file, without a torn tail. Errors: a broken chain, and as find_fault.
 inline std::vector<Witness> load_witnesses(const std::filesystem::path& path) {
   std::vector<Witness> chain;
-  const WitnessFileState state = scan_witness_file(path, [&](const Witness& witness) { chain.push_back(witness); });
-  if (state.fault)
-    throw Error("load_witnesses", path.string() + ": witness " + std::to_string(state.fault->witness), "an intact one",
-                state.fault->reason);
+  detail::require_intact("load_witnesses", path,
+                         detail::scan_witnesses(path, MappedFile(path).bytes(),
+                                                [&](const Witness& witness) { chain.push_back(witness); }));
   return chain;
 }
 
@@ -108,10 +117,8 @@ class WitnessFile {
     if (!file_) detail::throw_file_error("WitnessFile", path, expected, errno);
     if (::flock(file_.get(), LOCK_EX | LOCK_NB) != 0)
       detail::throw_file_error("WitnessFile", path, "a file that nobody else appends to", errno);
-    const WitnessFileState state = scan_witness_file(path, [](const Witness&) {});
-    if (state.fault)
-      throw Error("WitnessFile", path.string() + ": witness " + std::to_string(state.fault->witness), "an intact one",
-                  state.fault->reason);
+    const auto state = detail::scan_witnesses(path, MappedFile(path).bytes(), [](const Witness&) {});
+    detail::require_intact("WitnessFile", path, state);
     head_ = state.head;
     size_ = state.intact_bytes;
     cut_bytes_ = state.torn_bytes;
