@@ -14,6 +14,8 @@
 #include "rbar/core/parameters.hpp"
 #include "rbar/core/random.hpp"
 #include "rbar/core/tensor.hpp"
+#include "rbar/kuramoto/controls.hpp"
+#include "rbar/kuramoto/dynamics.hpp"
 #include "rbar/model/cort.hpp"
 #include "rbar/model/generate.hpp"
 #include "rbar/model/transformer.hpp"

@@ -20,6 +20,27 @@ struct Phasor {
   Batch<T> slope;  // dφ/dx; costs nothing where it is not used
 };
 
+namespace detail {
+
+// s = sin(πt/2) and c = −cos(πt/2) for t in [−1, 1].
+struct HalfAngle {
+  Batch<float> sine, cosine;
+};
+RBAR_INLINE HalfAngle half_angle(const Batch<float>& t) {
+  const Batch<float> u = t * t;
+  Batch<float> s = multiply_add(u, broadcast(1.508205646e-04f), broadcast(-4.672227923e-03f));
+  s = multiply_add(s, u, broadcast(7.968848054e-02f));
+  s = multiply_add(s, u, broadcast(-6.459633599e-01f));
+  s = multiply_add(s, u, broadcast(1.570796290e+00f));
+  Batch<float> c = multiply_add(u, broadcast(-8.581906198e-04f), broadcast(2.081062753e-02f));
+  c = multiply_add(c, u, broadcast(-2.536507447e-01f));
+  c = multiply_add(c, u, broadcast(1.233698215e+00f));
+  c = multiply_add(c, u, broadcast(-9.999999535e-01f));
+  return {s * t, c};
+}
+
+}  // namespace detail
+
 RBAR_INLINE Phasor<float> sigmoid_phase(const Batch<float>& x) {
   // e = exp(−x). No split of ln 2 as in exp(): where |x| is large enough for it to matter, t is flat.
   const Batch<float> minus_log2e = broadcast(-1.44269504f), magic = broadcast(detail::exponent_magic);
@@ -30,20 +51,12 @@ RBAR_INLINE Phasor<float> sigmoid_phase(const Batch<float>& x) {
 
   const Batch<float> one = broadcast(1.0f);
   const Batch<float> t = (one - e) / (one + e);
-  const Batch<float> u = t * t;
-  Batch<float> s = multiply_add(u, broadcast(1.508205646e-04f), broadcast(-4.672227923e-03f));
-  s = multiply_add(s, u, broadcast(7.968848054e-02f));
-  s = multiply_add(s, u, broadcast(-6.459633599e-01f));
-  s = multiply_add(s, u, broadcast(1.570796290e+00f));
-  s = s * t;
-  Batch<float> c = multiply_add(u, broadcast(-8.581906198e-04f), broadcast(2.081062753e-02f));
-  c = multiply_add(c, u, broadcast(-2.536507447e-01f));
-  c = multiply_add(c, u, broadcast(1.233698215e+00f));
-  c = multiply_add(c, u, broadcast(-9.999999535e-01f));
-  const Batch<float> half_sine = s * c;
+  const detail::HalfAngle half = detail::half_angle(t);
+  const Batch<float> half_sine = half.sine * half.cosine;
   constexpr float half_pi = std::numbers::pi_v<float> / 2;
   // (s − c)(s + c) halves the rounding error of 2s² − 1.
-  return {(s - c) * (s + c), half_sine + half_sine, multiply_add(u, broadcast(-half_pi), broadcast(half_pi))};
+  return {(half.sine - half.cosine) * (half.sine + half.cosine), half_sine + half_sine,
+          multiply_add(t * t, broadcast(-half_pi), broadcast(half_pi))};
 }
 
 RBAR_INLINE Phasor<double> sigmoid_phase(const Batch<double>& x) {

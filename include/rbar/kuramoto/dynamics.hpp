@@ -1,0 +1,215 @@
+// Kuramoto dynamics along a sequence: every position of a sequence carries a copy of each oscillator (head h, number
+// n), and the copies pull at each other,
+//   dθ_t/ds = ω_hn + K_h·mean_j sin(θ_j − θ_t),   n_steps times by dt,   θ wrapped to [−π, π],
+// where j runs over the positions up to t (default) or over all of them. The mean field turns the sum over pairs into
+// two running sums, so that a step is O(tokens): mean_j sin(θ_j − θ_t) = S·cos θ_t − C·sin θ_t.
+// Source: Kuramoto, "Chemical Oscillations, Waves, and Turbulence", 1984; over positions: the PhaseGPT package.
+#pragma once
+
+#include "rbar/core/parallel.hpp"
+#include "rbar/core/parameters.hpp"
+#include "rbar/core/random.hpp"
+#include "rbar/kuramoto/dynamics_config.hpp"
+#include "rbar/simd/scratch.hpp"
+
+#include <algorithm>
+
+namespace rbar {
+
+// Angles in radians [batch, tokens, n_heads·n_oscillators] -> the same. A large K·dt (above 1) overshoots, as Euler's
+// method does. Errors: other shapes; `step` with Causality::reference.
+template <class T>
+struct KuramotoDynamics {
+  using Scalar = T;
+  using Config = KuramotoConfig;
+
+  // Backward runs the steps again from the first angles rather than keep those of every step.
+  struct Cache {
+    Tensor<T, 3> initial;               // copy of the input
+    Tensor<T, 2> frequency, strength;   // [blocks, columns] ω and ±K, an oscillator a column, padded
+    mutable Tensor<double, 3> partial;  // [batch, 2, blocks·columns] dω and dK, scratch of backward
+  };
+  // A stream: the running sums of every evaluation, O(1) in the tokens seen.
+  struct State {
+    Index position = 0;  // tokens seen
+    Tensor<T, 2> sums;   // [batch·blocks, evaluations·2·columns]
+    Tensor<T, 2> frequency, strength;
+  };
+
+  Config config;
+  Tensor<T, 2> natural_frequency;  // ω [n_heads, n_oscillators], radians a unit of time; N(0, 0.1)
+  Tensor<T, 1> coupling_strength;  // K [n_heads], 1 at first
+
+  KuramotoDynamics() = default;
+  KuramotoDynamics(const Config& config_, Rng& rng) : config(config_) {
+    config.validate();
+    ensure_shape(natural_frequency, {config.n_heads, config.n_oscillators});
+    for (T& frequency : elements(natural_frequency)) frequency = static_cast<T>(rng.normal(0, 0.1));
+    ensure_shape(coupling_strength, {config.n_heads});
+    coupling_strength.setConstant(T(1));
+  }
+
+  void forward(ConstTensorView<T, 3> initial, Tensor<T, 3>& angles, Cache& cache) const {
+    forward(initial, view(natural_frequency), angles, cache);
+  }
+
+  // The same with other frequencies than the layer's own [n_heads, n_oscillators] (jittered ones).
+  void forward(ConstTensorView<T, 3> initial, ConstTensorView<T, 2> frequency, Tensor<T, 3>& angles,
+               Cache& cache) const {
+    check("KuramotoDynamics::forward", initial, frequency);
+    const Index batch = initial.dimension(0), tokens = initial.dimension(1);
+    ensure_shape(cache.initial, shape_of(initial));
+    std::copy_n(initial.data(), initial.size(), cache.initial.data());
+    ensure_shape(angles, shape_of(initial));
+    spread(frequency, cache.frequency, cache.strength);
+    for_blocks(batch, tokens, [&](Index b, Index block, Index first, Index columns) {
+      const auto oscillators = block_of(cache.frequency, cache.strength, block);
+      const T* from = initial.data() + b * tokens * config.width() + first;
+      T* to = angles.data() + b * tokens * config.width() + first;
+      if (config.causality == Causality::causal) {
+        copy_rows(from, config.width(), to, config.width(), tokens, columns);
+        T* sums = scratch(evaluations() * 2 * width);
+        std::fill_n(sums, evaluations() * 2 * width, T(0));
+        simd::advance_causal<T>(oscillators, to, config.width(), columns, tokens, /*seen=*/0, sums, nullptr);
+      } else {
+        const Index size = tokens * width;
+        T* angle = scratch((evaluations() + 3) * size);
+        run_all(oscillators, from, columns, tokens, angle, angle + size, angle + (evaluations() + 1) * size);
+        copy_rows(angle, width, to, config.width(), tokens, columns);
+      }
+    });
+  }
+
+  // dinitial is overwritten; grad accumulates. With jittered frequencies, dfrequency (n_heads, n_oscillators) receives
+  // the gradient of those instead of grad.natural_frequency.
+  void backward(ConstTensorView<T, 3> dangles, const Cache& cache, Tensor<T, 3>& dinitial, KuramotoDynamics& grad,
+                Tensor<T, 2>* dfrequency = nullptr) const {
+    require_shape("KuramotoDynamics::backward", "dangles", shape_of(dangles), shape_of(cache.initial));
+    const Index batch = dangles.dimension(0), tokens = dangles.dimension(1), size = tokens * width;
+    const bool causal = config.causality == Causality::causal;
+    ensure_shape(dinitial, shape_of(dangles));
+    ensure_shape(cache.partial, {batch, 2, blocks() * width});
+    cache.partial.setZero();
+    for_blocks(batch, tokens, [&](Index b, Index block, Index first, Index columns) {
+      const auto oscillators = block_of(cache.frequency, cache.strength, block);
+      const Index offset = b * tokens * config.width() + first;
+      T* angle = scratch((evaluations() + 10) * size + evaluations() * 2 * width);
+      T *record = angle + size, *work = record + evaluations() * size, *sums = work + 9 * size;
+      if (causal) {
+        copy_rows(cache.initial.data() + offset, config.width(), angle, width, tokens, columns);
+        std::fill_n(sums, evaluations() * 2 * width, T(0));
+        simd::advance_causal<T>(oscillators, angle, width, width, tokens, 0, sums, record);
+      } else {
+        run_all(oscillators, cache.initial.data() + offset, columns, tokens, angle, record, work);
+      }
+      copy_rows(dangles.data() + offset, config.width(), angle, width, tokens, columns);
+      double* dblock = cache.partial.data() + b * 2 * blocks() * width + block * width;
+      simd::oscillators_backward<T>(oscillators, causal, tokens, record, angle, dblock, dblock + blocks() * width,
+                                    work);
+      copy_rows(angle, width, dinitial.data() + offset, config.width(), tokens, columns);
+    });
+    if (dfrequency) {
+      ensure_shape(*dfrequency, shape_of(natural_frequency));
+      dfrequency->setZero();
+    }
+    Tensor<T, 2>& into = dfrequency ? *dfrequency : grad.natural_frequency;
+    const double sign = coupling_sign();
+    for (Index b = 0; b < batch; ++b)
+      for (Index w = 0; w < config.width(); ++w) {
+        into.data()[w] += static_cast<T>(cache.partial(b, 0, w));
+        grad.coupling_strength(w / config.n_oscillators) += static_cast<T>(sign * cache.partial(b, 1, w));
+      }
+  }
+
+  // The next tokens of a stream: the numbers of `forward` on all tokens so far.
+  void step(ConstTensorView<T, 3> initial, Tensor<T, 3>& angles, State& state) const {
+    check("KuramotoDynamics::step", initial, view(natural_frequency));
+    require(config.causality == Causality::causal, "KuramotoDynamics::step", "config.causality", "causal",
+            name_of(config.causality));
+    const Index batch = initial.dimension(0), tokens = initial.dimension(1);
+    ensure_shape(angles, shape_of(initial));
+    spread(view(natural_frequency), state.frequency, state.strength);
+    const Index per_block = evaluations() * 2 * width;
+    if (state.position == 0) {
+      ensure_shape(state.sums, {batch * blocks(), per_block});
+      state.sums.setZero();
+    }
+    require_shape("KuramotoDynamics::step", "state", state.sums, {batch * blocks(), per_block});
+    for_blocks(batch, tokens, [&](Index b, Index block, Index first, Index columns) {
+      const Index offset = b * tokens * config.width() + first;
+      copy_rows(initial.data() + offset, config.width(), angles.data() + offset, config.width(), tokens, columns);
+      simd::advance_causal<T>(block_of(state.frequency, state.strength, block), angles.data() + offset, config.width(),
+                              columns, tokens, state.position, state.sums.data() + (b * blocks() + block) * per_block,
+                              nullptr);
+    });
+    state.position += tokens;
+  }
+
+  Tensor<T, 3> operator()(ConstTensorView<T, 3> initial) const {
+    Tensor<T, 3> angles;
+    Cache cache;
+    forward(initial, angles, cache);
+    return angles;
+  }
+
+  void parameters(auto&& visit) {
+    visit("natural_frequency", natural_frequency);
+    visit("coupling_strength", coupling_strength);
+  }
+
+ private:
+  static constexpr Index width = simd::oscillator_columns<T>;  // of a block of oscillators
+  struct Purpose {};
+
+  static T* scratch(Index size) { return simd::thread_scratch<T, Purpose>(size); }
+  Index blocks() const { return (config.width() + width - 1) / width; }
+  Index evaluations() const { return config.steps().evaluations(); }
+  double coupling_sign() const { return config.coupling == Coupling::attractive ? 1.0 : -1.0; }
+
+  void check(std::string_view operation, ConstTensorView<T, 3> initial, ConstTensorView<T, 2> frequency) const {
+    require_shape(operation, "initial", initial, {-1, -1, config.width()});
+    require_shape(operation, "frequency", frequency, {config.n_heads, config.n_oscillators});
+  }
+
+  // ω and ±K, an oscillator a column.
+  void spread(ConstTensorView<T, 2> from, Tensor<T, 2>& frequency, Tensor<T, 2>& strength) const {
+    ensure_shape(frequency, {blocks(), width});
+    ensure_shape(strength, {blocks(), width});
+    frequency.setZero();
+    strength.setZero();
+    for (Index w = 0; w < config.width(); ++w) {
+      frequency.data()[w] = from.data()[w];
+      strength.data()[w] = static_cast<T>(coupling_sign()) * coupling_strength(w / config.n_oscillators);
+    }
+  }
+  simd::OscillatorBlock<T> block_of(const Tensor<T, 2>& frequency, const Tensor<T, 2>& strength, Index block) const {
+    return {frequency.data() + block * width, strength.data() + block * width, config.steps()};
+  }
+
+  // body(b, block, first oscillator, oscillators) for every block of every sequence.
+  template <class Body>
+  void for_blocks(Index batch, Index tokens, Body&& body) const {
+    if (tokens == 0) return;
+    const Index work = std::max<Index>(1, tokens * width * evaluations());
+    parallel_for(batch * blocks(), std::max<Index>(1, 65536 / work), [&](Index begin, Index end) {
+      for (Index job = begin; job < end; ++job) {
+        const Index first = job % blocks() * width;
+        body(job / blocks(), job % blocks(), first, std::min(width, config.width() - first));
+      }
+    });
+  }
+
+  static void copy_rows(const T* from, Index from_stride, T* to, Index to_stride, Index count, Index columns) {
+    for (Index t = 0; t < count; ++t) {
+      std::copy_n(from + t * from_stride, columns, to + t * to_stride);
+      if (to_stride == width) std::fill(to + t * to_stride + columns, to + (t + 1) * to_stride, T(0));
+    }
+  }
+  void run_all(const simd::OscillatorBlock<T>& oscillators, const T* initial, Index columns, Index tokens, T* angle,
+               T* record, T* work) const {
+    copy_rows(initial, config.width(), angle, width, tokens, columns);
+    simd::advance_all<T>(oscillators, angle, tokens, record, work);
+  }
+};
+
+}  // namespace rbar

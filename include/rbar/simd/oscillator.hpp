@@ -1,0 +1,289 @@
+// Kuramoto oscillators along a sequence, a few registers of oscillators at a time. Column w of a block is one
+// oscillator, row t its copy at position t; the copies of one oscillator are coupled by their mean field:
+//   dθ_t/ds = ω + K·mean_j sin(θ_j − θ_t) = ω + K·(S cos θ_t − C sin θ_t),   C, S = mean_j cos θ_j, mean_j sin θ_j,
+// j over the positions up to t (prefix means) or over all. O(tokens), never a pair (Kuramoto, "Chemical Oscillations,
+// Waves, and Turbulence", 1984). A "stage" is one evaluation of the right side: one a step for Euler, four for RK4.
+#pragma once
+
+#include "rbar/simd/phase.hpp"
+
+#include <algorithm>
+#include <numbers>
+
+namespace rbar::simd {
+
+// θ − 2π·round(θ/2π): into [−π, π] up to rounding. The derivative is 1 everywhere (the jump is a full turn).
+RBAR_INLINE Batch<float> wrap_angle(const Batch<float>& theta) {
+  const Batch<float> magic = broadcast(12582912.0f);  // 1.5·2²³: adding it rounds to an integer
+  const Batch<float> turns = multiply_add(theta, broadcast(0.5f * std::numbers::inv_pi_v<float>), magic) - magic;
+  // 2π = 6.28125 + 0.0019353072: the first part times a small integer is exact.
+  const Batch<float> coarse = multiply_add(turns, broadcast(-6.28125f), theta);
+  return multiply_add(turns, broadcast(-1.93530717958647692e-3f), coarse);
+}
+RBAR_INLINE Batch<double> wrap_angle(const Batch<double>& theta) {
+  const Batch<double> turns = xsimd::nearbyint(theta * broadcast(0.5 * std::numbers::inv_pi));
+  return theta - turns * broadcast(2 * std::numbers::pi);
+}
+
+// cos θ and sin θ of a wrapped angle, in half angles as in phase.hpp; float within 6e-7.
+RBAR_INLINE Phasor<float> angle_phasor(const Batch<float>& theta) {
+  const detail::HalfAngle half = detail::half_angle(theta * broadcast(std::numbers::inv_pi_v<float>));
+  const Batch<float> product = half.sine * half.cosine;
+  return {(half.cosine - half.sine) * (half.cosine + half.sine), -(product + product), broadcast(1.0f)};
+}
+RBAR_INLINE Phasor<double> angle_phasor(const Batch<double>& theta) {
+  return {xsimd::cos(theta), xsimd::sin(theta), broadcast(1.0)};
+}
+
+// Registers of oscillators that are advanced together: their chains of operations hide each other's latency.
+inline constexpr Index oscillator_registers = 2;
+template <class T>
+inline constexpr Index oscillator_columns = oscillator_registers* lanes<T>;
+
+// How the phases move: `steps` times by `step_size`.
+struct OscillatorSteps {
+  Index steps = 10;
+  double step_size = 0.1;
+  bool runge_kutta = false;  // four stages a step, else Euler's one
+
+  Index stages() const { return runge_kutta ? 4 : 1; }
+  Index evaluations() const { return steps * stages(); }
+};
+
+// One block of at most oscillator_columns<T> oscillators; ω and K are padded to that many (K = 0, ω = 0 beyond).
+template <class T>
+struct OscillatorBlock {
+  const T* frequency;  // ω
+  const T* strength;   // K, negative where the coupling repels
+  OscillatorSteps steps;
+};
+
+namespace detail {
+
+template <class T>
+struct Columns {
+  Batch<T> at[oscillator_registers];
+};
+
+template <class T>
+RBAR_INLINE Columns<T> load_columns(const T* data, Index count) {
+  Columns<T> columns;
+  for (Index r = 0; r < oscillator_registers; ++r)
+    columns.at[r] = load_up_to(data + r * lanes<T>, std::clamp<Index>(count - r * lanes<T>, 0, lanes<T>));
+  return columns;
+}
+template <class T>
+RBAR_INLINE void store_columns(T* data, const Columns<T>& columns, Index count) {
+  for (Index r = 0; r < oscillator_registers; ++r)
+    store_up_to(data + r * lanes<T>, columns.at[r], std::clamp<Index>(count - r * lanes<T>, 0, lanes<T>));
+}
+
+// Runge-Kutta's tableau: y_{i+1} = θ + reach·dt·k_i, and the weight of k_i in the step.
+inline constexpr double rk_reach[4] = {0.5, 0.5, 1.0, 0.0};
+inline constexpr double rk_weight[4] = {1.0 / 6, 1.0 / 3, 1.0 / 3, 1.0 / 6};
+
+// ω + K·(S cos θ − C sin θ)/n.
+template <class T>
+RBAR_INLINE Batch<T> phase_velocity(const Phasor<T>& z, const Batch<T>& cosines, const Batch<T>& sines,
+                                    const Batch<T>& frequency, const Batch<T>& strength_over_count) {
+  return multiply_add(strength_over_count, sines * z.cosine - cosines * z.sine, frequency);
+}
+
+// One step of all registers of one position. field(stage, register, phasor) -> dθ/ds; stage_input(stage, register, y).
+template <class T, class Field, class StageInput>
+RBAR_INLINE void oscillator_step(Columns<T>& theta, const OscillatorSteps& steps, Field&& field,
+                                 StageInput&& stage_input) {
+  const Batch<T> dt = broadcast(static_cast<T>(steps.step_size));
+  if (!steps.runge_kutta) {
+    for (Index r = 0; r < oscillator_registers; ++r) {
+      stage_input(0, r, theta.at[r]);
+      theta.at[r] = wrap_angle(multiply_add(dt, field(0, r, angle_phasor(theta.at[r])), theta.at[r]));
+    }
+    return;
+  }
+  for (Index r = 0; r < oscillator_registers; ++r) {
+    Batch<T> y = theta.at[r], moved = theta.at[r];
+    for (Index stage = 0; stage < 4; ++stage) {
+      stage_input(stage, r, y);
+      const Batch<T> velocity = field(stage, r, angle_phasor(y));
+      const T reach = static_cast<T>(rk_reach[stage] * steps.step_size);
+      const T weight = static_cast<T>(rk_weight[stage] * steps.step_size);
+      moved = multiply_add(broadcast(weight), velocity, moved);
+      y = wrap_angle(multiply_add(broadcast(reach), velocity, theta.at[r]));
+    }
+    theta.at[r] = wrap_angle(moved);
+  }
+}
+
+}  // namespace detail
+
+// Causal: position t meets the mean field of the positions up to t, so one pass over the tokens makes all steps.
+//   theta   [tokens, …] at `stride`, `columns` of them valid, advanced in place
+//   sums    [evaluations, 2, oscillator_columns] Σ cos and Σ sin of the `seen` positions before, carried on
+//   record  [evaluations, tokens, oscillator_columns] the angles at every evaluation, or nullptr
+template <class T>
+RBAR_NOINLINE void advance_causal(const OscillatorBlock<T>& block, T* theta, Index stride, Index columns, Index tokens,
+                                  Index seen, T* RBAR_RESTRICT sums, T* RBAR_RESTRICT record) {
+  constexpr Index L = lanes<T>, width = oscillator_columns<T>;
+  const OscillatorSteps steps = block.steps;
+  detail::Columns<T> frequency = detail::load_columns(block.frequency, width);
+  detail::Columns<T> strength = detail::load_columns(block.strength, width);
+  for (Index t = 0; t < tokens; ++t) {
+    const Batch<T> inverse = broadcast(T(1) / static_cast<T>(seen + t + 1));
+    detail::Columns<T> angle = detail::load_columns(theta + t * stride, columns);
+    for (Batch<T>& a : angle.at) a = wrap_angle(a);
+    for (Index step = 0; step < steps.steps; ++step) {
+      const Index first = step * steps.stages();
+      detail::oscillator_step<T>(
+          angle, steps,
+          [&](Index stage, Index r, const Phasor<T>& z) {
+            T* sum = sums + (first + stage) * 2 * width + r * L;
+            const Batch<T> cosines = load(sum) + z.cosine, sines = load(sum + width) + z.sine;
+            store(sum, cosines);
+            store(sum + width, sines);
+            return detail::phase_velocity(z, cosines, sines, frequency.at[r], strength.at[r] * inverse);
+          },
+          [&](Index stage, Index r, const Batch<T>& y) {
+            if (record) store(record + ((first + stage) * tokens + t) * width + r * L, y);
+          });
+    }
+    detail::store_columns(theta + t * stride, angle, columns);
+  }
+}
+
+// All to all: every position meets the mean field of all `tokens`. Each evaluation is a pass for the sums and one for
+// the velocities. `record` as above, and required: it is also the workspace. theta: contiguous
+// [tokens, oscillator_columns], and `work` two more such blocks.
+template <class T>
+RBAR_NOINLINE void advance_all(const OscillatorBlock<T>& block, T* RBAR_RESTRICT theta, Index tokens,
+                               T* RBAR_RESTRICT record, T* RBAR_RESTRICT work) {
+  constexpr Index L = lanes<T>, width = oscillator_columns<T>;
+  const OscillatorSteps steps = block.steps;
+  const Index size = tokens * width;
+  T *cosine = work, *sine = work + size;
+  const T dt = static_cast<T>(steps.step_size);
+  for (Index i = 0; i < size; i += L) store(theta + i, wrap_angle(load(theta + i)));
+  for (Index step = 0; step < steps.steps; ++step) {
+    std::copy_n(theta, size, record + step * steps.stages() * size);
+    for (Index stage = 0; stage < steps.stages(); ++stage) {
+      T* y = record + (step * steps.stages() + stage) * size;
+      for (Index r = 0; r < width; r += L) {
+        Batch<T> cosines = zero<T>(), sines = zero<T>();
+        for (Index i = r; i < size; i += width) {
+          const Phasor<T> z = angle_phasor(load(y + i));
+          store(cosine + i, z.cosine);
+          store(sine + i, z.sine);
+          cosines = cosines + z.cosine;
+          sines = sines + z.sine;
+        }
+        const Batch<T> strength = load(block.strength + r) * broadcast(T(1) / static_cast<T>(tokens));
+        const Batch<T> frequency = load(block.frequency + r);
+        const T weight = steps.runge_kutta ? static_cast<T>(detail::rk_weight[stage]) * dt : dt;
+        const T reach = steps.runge_kutta ? static_cast<T>(detail::rk_reach[stage]) * dt : T(0);
+        const T* start = record + step * steps.stages() * size;  // θ at the beginning of the step
+        for (Index i = r; i < size; i += width) {
+          const Phasor<T> z{load(cosine + i), load(sine + i), zero<T>()};
+          const Batch<T> velocity = detail::phase_velocity(z, cosines, sines, frequency, strength);
+          store(theta + i, multiply_add(broadcast(weight), velocity, load(theta + i)));
+          if (stage + 1 < steps.stages())
+            store(y + size + i, wrap_angle(multiply_add(broadcast(reach), velocity, load(start + i))));
+        }
+      }
+    }
+    for (Index i = 0; i < size; i += L) store(theta + i, wrap_angle(load(theta + i)));
+  }
+}
+
+// The vjp of one evaluation of the field at y [tokens, oscillator_columns]:
+//   dy += (∂velocity/∂y)ᵀ dvelocity,  dω += Σ_t dvelocity,  dK += Σ_t dvelocity·(S cos θ − C sin θ)/n.
+// With p_t = K·dvelocity_t/n_t: directly dy_t −= p_t(S_t sin θ_t + C_t cos θ_t), and through the sums
+//   dy_t += cos θ_t·Σ_u p_u cos θ_u + sin θ_t·Σ_u p_u sin θ_u   over the positions u whose field t is part of.
+// `causal`: those are u >= t. `work`: four blocks of scratch. dω and dK are doubles [oscillator_columns].
+template <class T>
+RBAR_NOINLINE void oscillator_field_backward(const OscillatorBlock<T>& block, bool causal, Index tokens,
+                                             const T* RBAR_RESTRICT y, const T* RBAR_RESTRICT dvelocity,
+                                             T* RBAR_RESTRICT dy, double* dfrequency, double* dstrength,
+                                             T* RBAR_RESTRICT work) {
+  constexpr Index L = lanes<T>, width = oscillator_columns<T>;
+  const Index size = tokens * width;
+  T *cosine = work, *sine = work + size, *p_cosine = work + 2 * size, *p_sine = work + 3 * size;
+  for (Index r = 0; r < width; r += L) {
+    const Batch<T> strength = load(block.strength + r);
+    Batch<T> cosines = zero<T>(), sines = zero<T>();
+    for (Index i = r; i < size; i += width) {
+      const Phasor<T> z = angle_phasor(load(y + i));
+      store(cosine + i, z.cosine);
+      store(sine + i, z.sine);
+      if (!causal) cosines = cosines + z.cosine, sines = sines + z.sine;
+    }
+    Batch<T> sum_frequency = zero<T>(), sum_strength = zero<T>(), later_cosine = zero<T>(), later_sine = zero<T>();
+    for (Index t = 0, i = r; t < tokens; ++t, i += width) {
+      const Batch<T> c = load(cosine + i), s = load(sine + i), dv = load(dvelocity + i);
+      if (causal) cosines = cosines + c, sines = sines + s;
+      const Batch<T> inverse = broadcast(T(1) / static_cast<T>(causal ? t + 1 : tokens));
+      const Batch<T> scaled = dv * inverse, p = scaled * strength;
+      sum_frequency = sum_frequency + dv;
+      sum_strength = multiply_add(scaled, sines * c - cosines * s, sum_strength);
+      store(dy + i, load(dy + i) - p * multiply_add(sines, s, cosines * c));
+      const Batch<T> pc = p * c, ps = p * s;
+      store(p_cosine + i, pc);
+      store(p_sine + i, ps);
+      if (!causal) later_cosine = later_cosine + pc, later_sine = later_sine + ps;
+    }
+    for (Index t = tokens - 1, i = r + t * width; t >= 0; --t, i -= width) {
+      if (causal) later_cosine = later_cosine + load(p_cosine + i), later_sine = later_sine + load(p_sine + i);
+      const Batch<T> back = multiply_add(load(cosine + i), later_cosine, load(sine + i) * later_sine);
+      store(dy + i, load(dy + i) + back);
+    }
+    alignas(64) T lanes_frequency[L], lanes_strength[L];
+    store(lanes_frequency, sum_frequency);
+    store(lanes_strength, sum_strength);
+    for (Index lane = 0; lane < L; ++lane) {
+      dfrequency[r + lane] += static_cast<double>(lanes_frequency[lane]);
+      dstrength[r + lane] += static_cast<double>(lanes_strength[lane]);
+    }
+  }
+}
+
+// Gradient of all steps. dtheta [tokens, oscillator_columns] holds ∂L/∂(angles after the last step) and becomes
+// ∂L/∂(angles before the first). `record` is what the forward pass wrote; `work`: nine blocks of scratch.
+template <class T>
+RBAR_NOINLINE void oscillators_backward(const OscillatorBlock<T>& block, bool causal, Index tokens, const T* record,
+                                        T* RBAR_RESTRICT dtheta, double* dfrequency, double* dstrength,
+                                        T* RBAR_RESTRICT work) {
+  constexpr Index L = lanes<T>;
+  const OscillatorSteps steps = block.steps;
+  const Index size = tokens * oscillator_columns<T>;
+  T *dvelocity = work, *dstage = work + 4 * size, *field_work = work + 5 * size;
+  const T dt = static_cast<T>(steps.step_size);
+  const auto fill = [size](T* to, const T* from, T factor) {
+    for (Index i = 0; i < size; i += L) store(to + i, broadcast(factor) * load(from + i));
+  };
+  for (Index step = steps.steps; step-- > 0;) {
+    const T* y = record + step * steps.stages() * size;
+    if (!steps.runge_kutta) {
+      fill(dvelocity, dtheta, dt);
+      oscillator_field_backward(block, causal, tokens, y, dvelocity, dtheta, dfrequency, dstrength, field_work);
+      continue;
+    }
+    for (Index stage = 0; stage < 4; ++stage)
+      fill(dvelocity + stage * size, dtheta, static_cast<T>(detail::rk_weight[stage]) * dt);
+    for (Index stage = 4; stage-- > 0;) {
+      std::fill_n(dstage, size, T(0));
+      oscillator_field_backward(block, causal, tokens, y + stage * size, dvelocity + stage * size, dstage, dfrequency,
+                                dstrength, field_work);
+      // y_stage = θ + reach·dt·k_{stage−1}.
+      const Batch<T> reach = broadcast(stage > 0 ? static_cast<T>(detail::rk_reach[stage - 1]) * dt : T(0));
+      for (Index i = 0; i < size; i += L) {
+        const Batch<T> d = load(dstage + i);
+        store(dtheta + i, load(dtheta + i) + d);
+        if (stage > 0) {
+          T* before = dvelocity + (stage - 1) * size + i;
+          store(before, multiply_add(reach, d, load(before)));
+        }
+      }
+    }
+  }
+}
+
+}  // namespace rbar::simd
