@@ -1,40 +1,12 @@
-// Counts heap allocations of the whole process, Eigen's and operator new's alike. Defines malloc itself, so
-// include it in exactly one source file of an executable. Only where the C library is glibc and no sanitizer
-// has taken malloc already; elsewhere `counts_allocations` is false and the count stays 0.
+// Counts heap allocations of the whole process (allocation_count.hpp). Defines malloc itself, so include it in exactly
+// one source file of an executable. Only where the C library is glibc and no sanitizer has taken malloc already;
+// elsewhere `counts_allocations` is false and the count stays 0.
 #pragma once
 
-#include <atomic>
+#include "support/allocation_count.hpp"
+
 #include <cstddef>
 #include <cstdlib>
-
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-#define RBAR_TEST_SANITIZED 1
-#endif
-#endif
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define RBAR_TEST_SANITIZED 1
-#endif
-
-namespace test {
-
-inline std::atomic<long> allocation_count{0};
-
-#if defined(__GLIBC__) && !defined(RBAR_TEST_SANITIZED)
-inline constexpr bool counts_allocations = true;
-#else
-inline constexpr bool counts_allocations = false;
-#endif
-
-// Allocations made while `body` runs.
-template <class Body>
-long allocations_in(Body&& body) {
-  const long before = allocation_count.load();
-  body();
-  return allocation_count.load() - before;
-}
-
-}  // namespace test
 
 #if defined(__GLIBC__) && !defined(RBAR_TEST_SANITIZED)
 extern "C" {
