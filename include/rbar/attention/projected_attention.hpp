@@ -45,12 +45,13 @@ struct AttentionCache {
   mutable Tensor<T, 2> dquery, dattended, dkey, dvalue, dpacked;
 };
 
-// A stream of tokens; `keys.limit` bounds its length.
+// A stream of tokens; `keys.limit` bounds its length. Nothing in `scratch` outlives a call: streams may share it.
 template <class T, class Buffers = NoBuffers>
 struct AttentionState {
   KeyValueCache<T> keys;
   Index position = 0;  // tokens seen
-  AttentionCache<T, Buffers> scratch;
+  Buffers score;       // what the kernel knows about the keys
+  AttentionCache<T> scratch;
 };
 
 // The maps of a layer, or of its gradient.
@@ -388,7 +389,7 @@ struct AttentionPasses {
     kernel.attend(visible,
                   ForwardViews<T>{view(scratch.query), state.keys.key_view(config.kv_heads()),
                                   state.keys.value_view(config.kv_heads()), view(scratch.attended), nullptr},
-                  scratch.score);
+                  state.score);
     maps.out.forward(as_const(top_rows(scratch.attended, count)), y_rows);
   }
   template <class State>

@@ -7,12 +7,15 @@
 // β_h = softplus(b_h) is learned; it starts at 1/(2√d), where this is dot-product attention with a bias −‖k_j‖²/(2√d).
 // The three maps are drawn apart: with ρ_q = ρ_k a token's nearest key is its own, and every token attends to itself.
 //
+// With config.sparsity, rows skip blocks of keys by a bound on their energy (sparse_sheaf.hpp).
+//
 // It runs in the ways of MultiHeadAttention, with the same numbers in each: every token, routed queries, streams.
 #pragma once
 
 #include "rbar/attention/projected_attention.hpp"
 #include "rbar/sheaf/sheaf_attention_config.hpp"
 #include "rbar/sheaf/sheaf_score.hpp"
+#include "rbar/sheaf/sparse_sheaf.hpp"
 
 #include <cmath>
 #include <string_view>
@@ -33,6 +36,7 @@ struct SheafAttention {
     Tensor<T, 2> key_square_norm;    // [rows, kv_heads]
     Tensor<T, 2> query_square_norm;  // [rows, heads], with edge weights only
     Tensor<Index, 1> known;          // [batch], keys of a stream whose norms are there
+    BlockSparsePlan<T> plan;         // who skips what, with config.sparsity only
     // Sums of the backward pass.
     mutable Tensor<double, 2> dbeta;  // [batch, heads]
     mutable Tensor<T, 2> dkey_square_norm, dquery_square_norm;
@@ -147,6 +151,7 @@ struct SheafAttention {
     for (Index h = 0; h < beta.size(); ++h) buffers.beta(h) = static_cast<T>(softplus(static_cast<double>(beta(h))));
     const Index rows = key.row_offsets ? key.row_offsets[key.batch] : key.batch * key.tokens;
     if (!key.row_counts) {
+      buffers.plan.clear();
       ensure_rows(buffers.key_square_norm, rows, key.heads);
       square_norms(key, buffers.key_square_norm.data());
       return;
@@ -184,16 +189,25 @@ struct SheafAttention {
     SheafAttention* grad;
 
     void attend(const AttentionMask& mask, const ForwardViews<T>& views, Buffers& buffers) const {
-      layer.prepare(views.key, buffers);
-      rbar::attend<T>(views.query, views.key, views.value, score(buffers), mask, views.output, views.log_sum_exp);
+      const auto& [query, key, value, output, log_sum_exp] = views;
+      const SparsityConfig& sparsity = layer.config.sparsity;
+      layer.prepare(key, buffers);
+      if (sparsity.enabled)
+        sparse_sheaf_attend<T>(query, key, value, score(buffers), mask, sparsity, output, log_sum_exp, buffers.plan);
+      else
+        rbar::attend<T>(query, key, value, score(buffers), mask, output, log_sum_exp);
     }
     void attend_backward(const AttentionMask& mask, const detail::BackwardViews<T>& views,
                          const Buffers& buffers) const {
-      layer.clear(views.key, buffers);
-      rbar::attend_backward<T>(views.query, views.key, views.value, views.output, views.doutput, views.log_sum_exp,
-                               score(buffers), mask, views.dquery, views.dkey, views.dvalue,
-                               SheafScoreGradient<T>{buffers.dbeta.data(), buffers.dkey_square_norm.data(),
-                                                     views.query.heads, views.key.heads});
+      const auto& [query, key, value, output, doutput, log_sum_exp, dquery, dkey, dvalue] = views;
+      layer.clear(key, buffers);
+      const SheafScoreGradient<T> sums{buffers.dbeta.data(), buffers.dkey_square_norm.data(), query.heads, key.heads};
+      if (layer.config.sparsity.enabled)
+        sparse_sheaf_attend_backward<T>(query, key, value, output, doutput, log_sum_exp, score(buffers), mask,
+                                        buffers.plan, dquery, dkey, dvalue, sums);
+      else
+        rbar::attend_backward<T>(query, key, value, output, doutput, log_sum_exp, score(buffers), mask, dquery, dkey,
+                                 dvalue, SheafScoreGradient<T>(sums));
       layer.finish(views, buffers, *grad);
     }
     SheafScore<T> score(const Buffers& buffers) const {

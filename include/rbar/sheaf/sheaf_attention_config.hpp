@@ -3,6 +3,10 @@
 
 #include "rbar/attention/multi_head_attention_config.hpp"
 #include "rbar/sheaf/restriction_map.hpp"
+#include "rbar/sheaf/sparsity.hpp"
+
+#include <algorithm>
+#include <cmath>
 
 namespace rbar {
 
@@ -20,6 +24,7 @@ struct SheafAttentionConfig {
   double rope_base = 10000;
   bool learn_beta = true;
   double beta = 0;  // at the start, of every head; 0: 1/(2√head_dim), the scale of dot-product attention
+  SparsityConfig sparsity;
 
   Index kv_heads() const { return heads().kv_heads(); }
   Index dim_per_head() const { return heads().dim_per_head(); }
@@ -37,6 +42,8 @@ struct SheafAttentionConfig {
     require(map != RestrictionMapKind::csr, where, "map", "a kind that needs no pattern", name_of(map));
     require(map != RestrictionMapKind::low_rank || (map_rank >= 1 && map_rank <= std::min(d_model, key_width)), where,
             "map_rank", "1 to the smaller side of the maps", map_rank);
+    sparsity.validate();
+    require(!sparsity.enabled || window == 0, where, "window", "0 where keys are skipped by their energy", window);
     require(beta >= 0 && std::isfinite(beta), where, "beta", "0 or a positive number", beta);
   }
 
@@ -55,6 +62,7 @@ struct SheafAttentionConfig {
     visit("rope_base", rope_base);
     visit("learn_beta", learn_beta);
     visit("beta", beta);
+    visit("sparsity", sparsity);
   }
 
  private:
