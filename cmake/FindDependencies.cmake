@@ -32,3 +32,22 @@ macro(rbar_find_xsimd)
     endif()
   endif()
 endmacro()
+
+# libsodium (any 1.0): it brings no CMake package, so the target "sodium" is a parent's, vcpkg's, or made of the
+# header and the library.
+macro(rbar_find_sodium)
+  if(NOT TARGET sodium)
+    find_package(unofficial-sodium CONFIG QUIET)
+    find_path(RBAR_SODIUM_INCLUDE_DIR sodium.h)
+    find_library(RBAR_SODIUM_LIBRARY sodium)
+    mark_as_advanced(RBAR_SODIUM_INCLUDE_DIR RBAR_SODIUM_LIBRARY)
+    if(TARGET unofficial-sodium::sodium)
+      add_library(sodium INTERFACE IMPORTED)
+      target_link_libraries(sodium INTERFACE unofficial-sodium::sodium)
+    elseif(RBAR_SODIUM_INCLUDE_DIR AND RBAR_SODIUM_LIBRARY)
+      add_library(sodium UNKNOWN IMPORTED)
+      set_target_properties(sodium PROPERTIES IMPORTED_LOCATION "${RBAR_SODIUM_LIBRARY}"
+                                              INTERFACE_INCLUDE_DIRECTORIES "${RBAR_SODIUM_INCLUDE_DIR}")
+    endif()
+  endif()
+endmacro()
