@@ -32,7 +32,7 @@ inline bool take_witness(std::span<const std::byte>& bytes, Witness& witness) {
   const std::uint64_t length = read.word("length"), complement = read.word("complement");
   require(length == ~complement, "witness file", "complement of the length", ~length, complement);
   if (rest.size() < sizeof(WitnessHash) || rest.size() - sizeof(WitnessHash) < length) return false;
-  witness = decode_witness(read.bytes(length, "encoding"));
+  witness = decode_witness(read.bytes(static_cast<std::size_t>(length), "encoding"));
   read("hash", witness.hash);
   bytes = rest;
   return true;
