@@ -1,0 +1,119 @@
+// The Coherence-Gated Transformer: a decoder in which every token goes as far up the stack as its sheaf energy, its
+// disagreement with the tokens before it, demands.
+//   h₀ = dropout(E[token] + P[position]),   h = stack(h₀),   logits = head · LN(h)
+// Source: architecture decision record 015 (January 2026, never built); lanes that execute: cgt_lanes.hpp.
+#pragma once
+
+#include "rbar/model/cgt_stack.hpp"
+#include "rbar/model/model_ends.hpp"
+
+#include <string>
+#include <utility>
+
+namespace rbar {
+
+// tokens [B, T] -> logits [B, T, V]. Errors: a token outside the vocabulary, no tokens or more than max_seq_len,
+// gradients of another shape than the last forward pass, states that are not finite.
+//   Rng rng(1);
+//   CoherenceGatedTransformer<float> model(CGTConfig::small(), rng);
+//   Tensor<float, 3> logits = model(tokens);
+template <class T>
+struct CoherenceGatedTransformer {
+  using Scalar = T;
+  using Config = CGTConfig;
+  static constexpr const char* model_type = "cgt";  // in config.json
+
+  struct Cache {
+    DropoutState dropout;
+    double pressure = 0;        // in [0, 1], set by the caller: more tokens stop early (routing/pressure.hpp)
+    double auxiliary_loss = 0;  // energy regulariser and balance of experts, weighted
+    Tensor<Token, 2> tokens;
+    typename CGTStack<T>::Cache stack;
+    Tensor<T, 3> hidden;  // [B, T, D] final states
+    typename ModelEnds<T>::Cache ends;
+    mutable Tensor<T, 3> dhidden;  // scratch of backward
+
+    const LaneSheet<T>& sheet() const { return stack.sheet; }  // who went where
+  };
+  struct State {
+    double pressure = 0;  // as in Cache
+    typename CGTStack<T>::State stack;
+    Tensor<T, 3> hidden;  // of the last step
+    typename ModelEnds<T>::Cache ends;
+
+    const LaneSheet<T>& sheet() const { return stack.sheet; }
+  };
+
+  Config config;
+  ModelEnds<T> ends;
+  CGTStack<T> stack;
+
+  CoherenceGatedTransformer() = default;
+  CoherenceGatedTransformer(const Config& config_, Rng& rng) : config(config_) {
+    config.validate();
+    const Index positions = config.positions == Positions::learned ? config.max_seq_len : 0;
+    ends = ModelEnds<T>(config.vocab_size, config.d_model, positions, config.tie_embeddings, config.init,
+                        LayerNorm<T>(config.d_model, config.norm_eps), rng);
+    stack = CGTStack<T>(config, rng);
+  }
+
+  // Every token's logits, in the lane it is routed to; what may be emitted is `infer`'s question.
+  void forward(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, Cache& cache) const {
+    require_length("CoherenceGatedTransformer::forward", tokens.dimension(1), tokens.dimension(1));
+    ensure_shape(cache.tokens, shape_of(tokens));
+    std::copy_n(tokens.data(), tokens.size(), cache.tokens.data());
+    ends.embed(tokens, /*first_position=*/0, cache.hidden);
+    dropout<T>(config.dropout, cache.dropout, /*stream=*/0, rows(cache.hidden));
+    stack.forward(cache.hidden, cache.dropout, cache.pressure, cache.stack);
+    cache.auxiliary_loss = cache.stack.auxiliary_loss;
+    ends.head(view(std::as_const(cache.hidden)), logits, cache.ends);
+  }
+
+  void backward(ConstTensorView<T, 3> dlogits, const Cache& cache, CoherenceGatedTransformer& grad) const {
+    ends.head_backward(dlogits, view(cache.hidden), cache.ends, cache.dhidden, grad.ends);
+    stack.backward(cache.dhidden, view(cache.hidden), cache.dropout, cache.stack, grad.stack);
+    dropout<T>(config.dropout, cache.dropout, /*stream=*/0, rows(cache.dhidden));
+    ends.embed_backward(view(std::as_const(cache.dhidden)), view(cache.tokens), grad.ends);
+  }
+
+  // The logits of the next tokens [B, new] of a stream: the numbers of `forward` on all tokens so far.
+  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State& state) const {
+    advance("CoherenceGatedTransformer::step", tokens, state);
+    ends.head(view(std::as_const(state.hidden)), logits, state.ends);
+  }
+
+  // Between training steps: the router's scales and thresholds learn from the last forward pass.
+  void adapt(const Cache& cache) { stack.adapt(cache.stack); }
+
+  Tensor<T, 3> operator()(ConstTensorView<Token, 2> tokens) const {
+    Tensor<T, 3> logits;
+    Cache cache;
+    forward(tokens, logits, cache);
+    return logits;
+  }
+
+  Index num_parameters() const { return count_parameters(*this); }
+
+  void parameters(auto&& visit) {
+    ends.parameters(visit);
+    stack.parameters(visit);
+  }
+  void buffers(auto&& visit) { stack.buffers(visit); }
+
+ private:
+  // state.hidden: the final states of the next tokens, each in its lane.
+  void advance(std::string_view operation, ConstTensorView<Token, 2> tokens, State& state) const {
+    require_length(operation, tokens.dimension(1), state.stack.position + tokens.dimension(1));
+    ends.embed(tokens, state.stack.position, state.hidden);
+    stack.step(state.hidden, state.pressure, state.stack);
+  }
+
+  void require_length(std::string_view operation, Index fresh, Index length) const {
+    require(fresh >= 1, operation, "tokens of a sequence", "at least 1", fresh);
+    if (length > config.max_seq_len) [[unlikely]]
+      throw Error(operation, "tokens of a sequence", "at most max_seq_len " + std::to_string(config.max_seq_len),
+                  std::to_string(length));
+  }
+};
+
+}  // namespace rbar
