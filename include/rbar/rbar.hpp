@@ -16,6 +16,7 @@
 #include "rbar/core/tensor.hpp"
 #include "rbar/kuramoto/controls.hpp"
 #include "rbar/kuramoto/dynamics.hpp"
+#include "rbar/kuramoto/hybrid_attention.hpp"
 #include "rbar/model/cgt.hpp"
 #include "rbar/model/cort.hpp"
 #include "rbar/model/generate.hpp"

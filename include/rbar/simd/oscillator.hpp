@@ -35,6 +35,44 @@ RBAR_INLINE Phasor<double> angle_phasor(const Batch<double>& theta) {
   return {xsimd::cos(theta), xsimd::sin(theta), broadcast(1.0)};
 }
 
+// θ = π·tanh(x), in place if need be, and its slope from θ: dθ/dx = π − θ²/π.
+template <class T>
+RBAR_NOINLINE void phases_from_features(const T* x, Index count, T* theta) {
+  const Batch<T> pi = broadcast(std::numbers::pi_v<T>), two_pi = pi + pi, one = broadcast(T(1));
+  detail::for_registers<T>(count, [&](Index i, Index n) {
+    const Batch<T> v = detail::load_up_to(x + i, n);
+    detail::store_up_to(theta + i, pi - two_pi / (exp(v + v) + one), n);  // tanh x = 1 − 2/(e^2x + 1)
+  });
+}
+template <class T>
+RBAR_NOINLINE void phases_from_features_backward(const T* RBAR_RESTRICT theta, Index count, T* RBAR_RESTRICT dtheta) {
+  const Batch<T> pi = broadcast(std::numbers::pi_v<T>), minus_inverse = broadcast(-std::numbers::inv_pi_v<T>);
+  detail::for_registers<T>(count, [&](Index i, Index n) {
+    const Batch<T> v = detail::load_up_to(theta + i, n);
+    detail::store_up_to(dtheta + i, detail::load_up_to(dtheta + i, n) * multiply_add(v * v, minus_inverse, pi), n);
+  });
+}
+
+// cos θ and sin θ of wrapped angles, and dθ = cos θ·dsin − sin θ·dcos.
+template <class T>
+RBAR_NOINLINE void write_angle_phasors(const T* RBAR_RESTRICT theta, Index count, T* RBAR_RESTRICT cosine,
+                                       T* RBAR_RESTRICT sine) {
+  detail::for_registers<T>(count, [&](Index i, Index n) {
+    const Phasor<T> z = angle_phasor(detail::load_up_to(theta + i, n));
+    detail::store_up_to(cosine + i, z.cosine, n);
+    detail::store_up_to(sine + i, z.sine, n);
+  });
+}
+template <class T>
+RBAR_NOINLINE void angle_phasors_backward(const T* RBAR_RESTRICT cosine, const T* RBAR_RESTRICT sine,
+                                          const T* RBAR_RESTRICT dcosine, const T* RBAR_RESTRICT dsine, Index count,
+                                          T* RBAR_RESTRICT dtheta) {
+  detail::for_registers<T>(count, [&](Index i, Index n) {
+    const auto at = [&](const T* data) { return detail::load_up_to(data + i, n); };
+    detail::store_up_to(dtheta + i, at(cosine) * at(dsine) - at(sine) * at(dcosine), n);
+  });
+}
+
 // Registers of oscillators that are advanced together: their chains of operations hide each other's latency.
 inline constexpr Index oscillator_registers = 2;
 template <class T>
