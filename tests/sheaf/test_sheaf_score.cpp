@@ -23,10 +23,10 @@ Doubles random(Index size, std::uint64_t seed, double low, double high) {
 const Sizes sizes_of_test[] = {{2, 37, 41, 4, 2, 9, 6}, {1, 70, 80, 2, 2, 16, 16}, {2, 2, 30, 3, 1, 8, 8}};
 bool may_see(Index, Index, Index i, Index j) { return j <= i + 3; }
 
-// Σ over the batch of [batch][heads].
-Doubles over_batch(const Doubles& sums, Index heads) {
-  Doubles total(at(heads), 0.0);
-  for (std::size_t i = 0; i < sums.size(); ++i) total[i % at(heads)] += sums[i];
+// ∂L/∂β from the sums of β ∂L/∂β [batch][heads].
+Doubles beta_gradient(const Doubles& sums, const Doubles& beta) {
+  Doubles total(beta.size(), 0.0);
+  for (std::size_t i = 0; i < sums.size(); ++i) total[i % beta.size()] += sums[i] / beta[i % beta.size()];
   return total;
 }
 
@@ -53,15 +53,15 @@ TEST_CASE("the sheaf score: the squared norms of the keys are numbers of their o
   for (const Sizes& s : sizes_of_test) {
     Problem<double> p(s);
     Doubles beta = random(s.heads, 2, 0.1, 0.5), norms = random(s.batch * s.keys * s.kv_heads, 3, 0, 9);
-    Doubles dbeta(at(s.batch * s.heads)), dnorms(norms.size()), dbeta_total;
+    Doubles dlog_beta(at(s.batch * s.heads)), dnorms(norms.size()), dbeta;
     const naive::Logit logit = [&](Index b, Index h, Index, Index j, double dot) {
       const Index g = h / (s.heads / s.kv_heads);
       return beta[at(h)] * (2 * dot - norms[at((b * s.keys + j) * s.kv_heads + g)]);
     };
     check(p, SheafScore<double>{beta.data(), norms.data(), s.kv_heads},
-          SheafScoreGradient<double>{dbeta.data(), dnorms.data(), s.heads, s.kv_heads}, logit, [&](auto& pairs) {
-            dbeta_total = over_batch(dbeta, s.heads);
-            pairs.push_back({"beta", beta, dbeta_total});
+          SheafScoreGradient<double>{dlog_beta.data(), dnorms.data(), s.heads, s.kv_heads}, logit, [&](auto& pairs) {
+            dbeta = beta_gradient(dlog_beta, beta);
+            pairs.push_back({"beta", beta, dbeta});
             pairs.push_back({"key_square_norm", norms, dnorms});
           });
   }
@@ -75,8 +75,8 @@ TEST_CASE("the sheaf score of weighted edges: nothing cancels, and every weight 
     // Far larger than any dot product, so that no energy is negative and clamped.
     Doubles query_norms = random(s.batch * s.queries * s.heads, 4, 40, 50);
     Doubles key_norms = random(s.batch * s.keys * s.kv_heads, 5, 40, 50);
-    Doubles dbeta(at(s.batch * s.heads)), dquery_norms(query_norms.size()), dkey_norms(key_norms.size());
-    Doubles partial(at(s.batch * s.kv_heads * s.keys * s.keys)), dbeta_total, dweight(weight.size());
+    Doubles dlog_beta(at(s.batch * s.heads)), dquery_norms(query_norms.size()), dkey_norms(key_norms.size());
+    Doubles partial(at(s.batch * s.kv_heads * s.keys * s.keys)), dbeta, dweight(weight.size());
     const EdgeWeights<double> edges{weight.data(), s.keys, s.keys * s.keys};
     const naive::Logit logit = [&](Index b, Index h, Index i, Index j, double dot) {
       const Index g = h / (s.heads / s.kv_heads);
@@ -85,14 +85,14 @@ TEST_CASE("the sheaf score of weighted edges: nothing cancels, and every weight 
       return -beta[at(h)] * weight[at((b * s.keys + i) * s.keys + j)] * energy;
     };
     check(p, SheafEdgeScore<double>{beta.data(), query_norms.data(), key_norms.data(), s.heads, s.kv_heads, edges},
-          SheafEdgeGradient<double>{dbeta.data(), dquery_norms.data(), dkey_norms.data(), partial.data(), s.heads,
+          SheafEdgeGradient<double>{dlog_beta.data(), dquery_norms.data(), dkey_norms.data(), partial.data(), s.heads,
                                     s.kv_heads, s.keys},
           logit, [&](auto& pairs) {
             const Index square = s.keys * s.keys;
             for (std::size_t i = 0; i < partial.size(); ++i)
               dweight[i / at(s.kv_heads * square) * at(square) + i % at(square)] += partial[i];
-            dbeta_total = over_batch(dbeta, s.heads);
-            pairs.push_back({"beta", beta, dbeta_total});
+            dbeta = beta_gradient(dlog_beta, beta);
+            pairs.push_back({"beta", beta, dbeta});
             pairs.push_back({"query_square_norm", query_norms, dquery_norms});
             pairs.push_back({"key_square_norm", key_norms, dkey_norms});
             pairs.push_back({"weight", weight, dweight});

@@ -38,7 +38,7 @@ struct SheafAttention {
     Tensor<Index, 1> known;          // [batch], keys of a stream whose norms are there
     BlockSparsePlan<T> plan;         // who skips what, with config.sparsity only
     // Sums of the backward pass.
-    mutable Tensor<double, 2> dbeta;  // [batch, heads]
+    mutable Tensor<double, 2> dlog_beta;  // [batch, heads]
     mutable Tensor<T, 2> dkey_square_norm, dquery_square_norm;
     mutable Tensor<T, 3> dedge_weight;  // [batch·kv_heads, tokens, tokens], with edge weights only
   };
@@ -169,18 +169,19 @@ struct SheafAttention {
 
   // The sums of a backward pass, at 0.
   void clear(const HeadsView<const T>& key, const Buffers& buffers) const {
-    ensure_shape(buffers.dbeta, {key.batch, config.n_heads});
+    ensure_shape(buffers.dlog_beta, {key.batch, config.n_heads});
     ensure_shape(buffers.dkey_square_norm, shape_of(buffers.key_square_norm));
-    buffers.dbeta.setZero();
+    buffers.dlog_beta.setZero();
     buffers.dkey_square_norm.setZero();
   }
-  // What the sums mean for the keys and for b: dβ/db is the logistic function.
+  // What the sums mean for the keys and for b: dβ/db is the logistic function. For b → −∞ it is β that remains.
   void finish(const detail::BackwardViews<T>& views, const Buffers& buffers, SheafAttention& grad) const {
     square_norms_backward(views.key, buffers.dkey_square_norm.data(), views.dkey);
     for (Index h = 0; h < config.n_heads; ++h) {
       double sum = 0;
-      for (Index b = 0; b < buffers.dbeta.dimension(0); ++b) sum += buffers.dbeta(b, h);
-      grad.beta(h) += static_cast<T>(sum / (1 + std::exp(-static_cast<double>(beta(h)))));
+      for (Index b = 0; b < buffers.dlog_beta.dimension(0); ++b) sum += buffers.dlog_beta(b, h);
+      const double b = static_cast<double>(beta(h));
+      grad.beta(h) += static_cast<T>(b < -30 ? sum : sum / (1 + std::exp(-b)) / softplus(b));
     }
   }
 
@@ -201,7 +202,8 @@ struct SheafAttention {
                          const Buffers& buffers) const {
       const auto& [query, key, value, output, doutput, log_sum_exp, dquery, dkey, dvalue] = views;
       layer.clear(key, buffers);
-      const SheafScoreGradient<T> sums{buffers.dbeta.data(), buffers.dkey_square_norm.data(), query.heads, key.heads};
+      const SheafScoreGradient<T> sums{buffers.dlog_beta.data(), buffers.dkey_square_norm.data(), query.heads,
+                                       key.heads};
       if (layer.config.sparsity.enabled)
         sparse_sheaf_attend_backward<T>(query, key, value, output, doutput, log_sum_exp, score(buffers), mask,
                                         buffers.plan, dquery, dkey, dvalue, sums);
@@ -232,11 +234,11 @@ struct SheafAttention {
       ensure_shape(buffers.dquery_square_norm, shape_of(buffers.query_square_norm));
       ensure_shape(buffers.dedge_weight, {views.key.batch * views.key.heads, edges.tokens, edges.tokens});
       buffers.dedge_weight.setZero();
-      rbar::attend_backward<T>(
-          views.query, views.key, views.value, views.output, views.doutput, views.log_sum_exp, score(buffers), mask,
-          views.dquery, views.dkey, views.dvalue,
-          SheafEdgeGradient<T>{buffers.dbeta.data(), buffers.dquery_square_norm.data(), buffers.dkey_square_norm.data(),
-                               buffers.dedge_weight.data(), views.query.heads, views.key.heads, edges.tokens});
+      rbar::attend_backward<T>(views.query, views.key, views.value, views.output, views.doutput, views.log_sum_exp,
+                               score(buffers), mask, views.dquery, views.dkey, views.dvalue,
+                               SheafEdgeGradient<T>{buffers.dlog_beta.data(), buffers.dquery_square_norm.data(),
+                                                    buffers.dkey_square_norm.data(), buffers.dedge_weight.data(),
+                                                    views.query.heads, views.key.heads, edges.tokens});
       square_norms_backward(views.query, buffers.dquery_square_norm.data(), views.dquery);
       layer.finish(views, buffers, *grad);
     }

@@ -61,37 +61,37 @@ void square_norms_backward(const HeadsView<const T>& view, const T* dnorms, cons
     });
 }
 
-// logit_ij = β_h (2 q_i·k_j − ‖k_j‖²).
+// logit_ij = β_h (2 q_i·k_j − ‖k_j‖²), of which 2β_h is folded into q: one multiply-add a pair.
 template <class T>
 struct SheafScore {
-  static constexpr int query_values = 1, key_values = 1;  // β and ‖k‖²
+  static constexpr int query_values = 1, key_values = 1;  // −β and ‖k‖²
 
   const T* beta;             // [heads]
   const T* key_square_norm;  // [row of the keys][kv_heads]
   Index kv_heads;
 
-  double query_scale(const QueryIndex&) const { return 2; }
-  void load_query(const QueryIndex& query, T* values) const { values[0] = beta[query.head]; }
+  double query_scale(const QueryIndex& query) const { return 2 * static_cast<double>(beta[query.head]); }
+  void load_query(const QueryIndex& query, T* values) const { values[0] = -beta[query.head]; }
   void load_key(const KeyIndex& key, T* values) const { values[0] = key_square_norm[key.row * kv_heads + key.head]; }
 
   template <class B>
   RBAR_INLINE B logit(const B& dot, const auto& query, const auto& key, const PairLanes&) const {
-    return query[0] * (dot - key[0]);
+    return simd::multiply_add(query[0], key[0], dot);
   }
+  // β ∂logit/∂β is the logit itself, so what the queries add up is β ∂L/∂β.
   template <class B>
-  RBAR_INLINE B vjp(const B& dlogit, const B& dot, const auto& query, const auto& key, const PairLanes&, auto& dquery,
-                    auto& dkey, auto& /*gradient*/) const {
-    const B ddot = dlogit * query[0];
-    dquery[0] = simd::multiply_add(dlogit, dot - key[0], dquery[0]);
-    dkey[0] = dkey[0] - ddot;
-    return ddot;
+  RBAR_INLINE B vjp(const B& dlogit, const B& dot, const auto& query, const auto& key, const PairLanes& pairs,
+                    auto& dquery, auto& dkey, auto& /*gradient*/) const {
+    dquery[0] = simd::multiply_add(dlogit, logit(dot, query, key, pairs), dquery[0]);
+    dkey[0] = simd::multiply_add(dlogit, query[0], dkey[0]);
+    return dlogit;
   }
 };
 
 // The sums are the caller's, and start at 0.
 template <class T>
 struct SheafScoreGradient {
-  double* beta;        // [batch][heads]: calls of different (batch, kv head) may be concurrent
+  double* beta;        // β·∂L/∂β [batch][heads]: calls of different (batch, kv head) may be concurrent
   T* key_square_norm;  // [row of the keys][kv_heads]
   Index heads, kv_heads;
 
@@ -117,7 +117,7 @@ struct EdgeWeights {
 // logit_ij = −β_h w_ij (‖q_i‖² + ‖k_j‖² − 2 q_i·k_j), the energy no less than 0 in spite of rounding.
 template <class T>
 struct SheafEdgeScore {
-  static constexpr int query_values = 2, key_values = 1;  // β, ‖q‖² and ‖k‖²
+  static constexpr int query_values = 2, key_values = 1;  // −β, ‖q‖² and ‖k‖²
 
   const T* beta;               // [heads]
   const T* query_square_norm;  // [row of the queries][heads]
@@ -127,26 +127,26 @@ struct SheafEdgeScore {
 
   double query_scale(const QueryIndex&) const { return 2; }
   void load_query(const QueryIndex& query, T* values) const {
-    values[0] = beta[query.head];
+    values[0] = -beta[query.head];
     values[1] = query_square_norm[query.row * heads + query.head];
   }
   void load_key(const KeyIndex& key, T* values) const { values[0] = key_square_norm[key.row * kv_heads + key.head]; }
 
   template <class B>
   RBAR_INLINE B logit(const B& dot, const auto& query, const auto& key, const PairLanes& pairs) const {
-    return -(query[0] * weights(pairs) * energy(dot, query, key));
+    return query[0] * weights(pairs) * energy(dot, query, key);
   }
   template <class B>
   RBAR_INLINE B vjp(const B& dlogit, const B& dot, const auto& query, const auto& key, const PairLanes& pairs,
                     auto& dquery, auto& dkey, auto& gradient) const {
-    const B weight = weights(pairs), slope = dlogit * energy(dot, query, key);
-    pairs.scatter<T>(-(query[0] * slope),
+    const B weight = weights(pairs), dfactor = dlogit * energy(dot, query, key);
+    pairs.scatter<T>(query[0] * dfactor,
                      [&](const QueryIndex& q, const KeyIndex& k, T value) { gradient.add_edge(q, k, value); });
-    const B ddot = dlogit * query[0] * weight;
-    dquery[0] = dquery[0] - weight * slope;
-    dquery[1] = dquery[1] - ddot;
-    dkey[0] = dkey[0] - ddot;
-    return ddot;
+    const B denergy = dlogit * query[0] * weight;
+    dquery[0] = simd::multiply_add(dfactor, query[0] * weight, dquery[0]);
+    dquery[1] = dquery[1] + denergy;
+    dkey[0] = dkey[0] + denergy;
+    return -denergy;
   }
 
  private:
@@ -163,7 +163,7 @@ struct SheafEdgeScore {
 // The sums are the caller's, and start at 0.
 template <class T>
 struct SheafEdgeGradient {
-  double* beta;          // [batch][heads]
+  double* beta;          // β·∂L/∂β [batch][heads]
   T* query_square_norm;  // [row of the queries][heads]
   T* key_square_norm;    // [row of the keys][kv_heads]
   T* edges;              // [batch][kv_heads][tokens][tokens], as those calls may be concurrent
