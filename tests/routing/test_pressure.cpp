@@ -23,27 +23,41 @@ TEST_CASE("pressure moves along the curve, from what it was to everything") {
 
 TEST_CASE("every knob is monotone in the pressure") {
   const std::vector<double> curve{0.5, 0.5, 0.9, 1.1, 5};
-  double threshold = 0, share = 0, epsilon = 0;
+  SparsityConfig sparsity;
+  double threshold = 0, share = 0;
   for (int i = 0; i <= 1000; ++i) {
     const double pressure = i / 1000.0;
     const double next_threshold = pressed_threshold(0.6, std::span<const double>(curve), pressure);
+    const SparsityConfig next = pressed_sparsity(SparsityConfig{}, pressure);
     CHECK(next_threshold >= threshold);
     CHECK(pressed_share(0.3, pressure) >= share);
-    CHECK(pressed_epsilon(1e-3, pressure) >= epsilon);
-    threshold = next_threshold, share = pressed_share(0.3, pressure), epsilon = pressed_epsilon(1e-3, pressure);
+    CHECK(next.epsilon >= sparsity.epsilon);
+    CHECK(next.keep_share <= sparsity.keep_share);
+    CHECK_NOTHROW(next.validate());
+    threshold = next_threshold, share = pressed_share(0.3, pressure), sparsity = next;
   }
-  CHECK(pressed_epsilon(1e-3, 0) == 1e-3);
-  CHECK(pressed_epsilon(1e-3, 0.5) == Approx(1e-2));
-  CHECK(pressed_epsilon(1e-3, 1) == Approx(0.1));
-  CHECK(pressed_epsilon(0.3, 1) == Approx(0.3));  // never below what was asked for
-  CHECK(pressed_epsilon(0, 0) == 0);
-  CHECK(pressed_epsilon(0, 1) == Approx(0.1));
+}
+
+TEST_CASE("attention gets sparser under pressure") {
+  const auto epsilon = [](double from, double pressure) {
+    SparsityConfig config;
+    config.epsilon = from;
+    return pressed_sparsity(config, pressure).epsilon;
+  };
+  CHECK(epsilon(1e-3, 0) == 1e-3);
+  CHECK(epsilon(1e-3, 0.5) == Approx(1e-2));
+  CHECK(epsilon(1e-3, 1) == Approx(0.1));
+  CHECK(epsilon(0.3, 1) == 0.3);  // never below what was asked for
+  CHECK(epsilon(0, 0) == 0);
+  CHECK(epsilon(0, 1) == Approx(0.1));
+  CHECK(pressed_sparsity(SparsityConfig{}, 1).keep_share == Approx(SparsityConfig{}.keep_share / 2));
+  CHECK(!pressed_sparsity(SparsityConfig{}, 1).enabled);
 }
 
 TEST_CASE("a pressure outside [0, 1] is an error") {
   const std::vector<double> curve{1, 2};
   for (const double bad : {-0.01, 1.01, std::numeric_limits<double>::quiet_NaN()}) {
     CHECK_THROWS_WITH(pressed_threshold(1, std::span<const double>(curve), bad), ContainsText("pressure"));
-    CHECK_THROWS_WITH(pressed_epsilon(1e-3, bad), ContainsText("pressure"));
+    CHECK_THROWS_WITH(pressed_sparsity(SparsityConfig{}, bad), ContainsText("pressure"));
   }
 }

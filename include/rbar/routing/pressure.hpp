@@ -3,7 +3,7 @@
 // monotone in it, so that the cost only falls.
 #pragma once
 
-#include "rbar/core/error.hpp"
+#include "rbar/sheaf/sparsity.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -34,11 +34,17 @@ double pressed_threshold(double threshold, std::span<const T> curve, double pres
   return threshold + std::max(0.0, energy - at(0));
 }
 
-// The error bound ε of sparse attention under pressure: moves geometrically from ε to `ceiling`, never below ε.
-inline double pressed_epsilon(double epsilon, double pressure, double ceiling = 0.1) {
+// Sparse attention under pressure: the error bound ε moves geometrically towards .1 (a larger one stays), and of the
+// blocks that would be kept by share half are at 1. What is switched off stays off.
+inline SparsityConfig pressed_sparsity(SparsityConfig config, double pressure) {
   require_pressure(pressure);
-  const double highest = std::max(epsilon, ceiling), lowest = std::min(highest, std::max(epsilon, 1e-9));
-  return pressure == 0 ? epsilon : std::max(epsilon, lowest * std::pow(highest / lowest, pressure));
+  constexpr double smallest = 1e-9, largest = 0.1;
+  if (pressure > 0 && config.epsilon < largest) {
+    const double from = std::max(config.epsilon, smallest);
+    config.epsilon = from * std::pow(largest / from, pressure);
+  }
+  config.keep_share *= 1 - pressure / 2;
+  return config;
 }
 
 }  // namespace rbar

@@ -15,7 +15,7 @@
 namespace rbar {
 
 struct ThresholdTunerConfig {
-  double smoothing = 0.1;  // w, weight of the newest batch
+  double smoothing = 0.2;  // w, weight of the newest batch
   double start = 0.06;     // error of the share that sets a correction off
   double stop = 0.02;      // error that ends it
   Index log_size = 256;    // proposals that are remembered
