@@ -54,6 +54,14 @@ consteval bool is_per_head() {
     return false;
 }
 template <class Mask>
+inline constexpr bool has_query_order = requires(const Mask mask, const SequencePair pair) {
+  mask.query_at(pair, Index{0}, Index{0});
+};
+template <class Mask>
+inline constexpr bool has_key_stretches = requires(const Mask mask, const SequencePair pair) {
+  mask.keys_within(pair, Index{0}, Index{0}, KeyRange{});
+};
+template <class Mask>
 inline constexpr bool has_single_entries = requires(const Mask mask, const SequencePair pair) {
   mask.visible(pair, Index{0}, Index{0}, Index{0});
 };
@@ -97,8 +105,9 @@ struct QueryTile {
 
   SequencePair pair;
   Index kv_head = 0;
-  Index rows = 0;     // lanes in use
-  Index vectors = 0;  // rows rounded up
+  Index rows = 0;                       // lanes in use
+  Index vectors = 0;                    // rows rounded up
+  Index first_number = 0, numbers = 0;  // of its queries, in the mask's order
   QueryIndex queries[max_rows];
   Index key_begin[max_rows], key_end[max_rows];                        // keys that a lane sees
   Index vector_begin[max_tile_vectors], vector_end[max_tile_vectors];  // that some lane of a vector sees
@@ -113,38 +122,22 @@ struct QueryTile {
            Index batch, Index kv_head_, Index head_set, Index tile) {
     kv_head = kv_head_;
     pair = {batch, query.count(batch), key.count(batch), query.first_row(batch), key.first_row(batch)};
-    const Index first = tile * tiling.queries;
-    const Index count = std::min(tiling.queries, pair.queries - first);
-    rows = count > 0 ? count * tiling.mixed_heads : 0;
+    first_number = tile * tiling.queries;
+    numbers = std::clamp<Index>(pair.queries - first_number, 0, tiling.queries);
+    rows = numbers * tiling.mixed_heads;
     vectors = (rows + lanes - 1) / lanes;
     const Index first_head = kv_head * tiling.group + head_set * tiling.mixed_heads;
+    for (Index row = 0; row < rows; ++row) {
+      const Index head = first_head + row % tiling.mixed_heads;
+      Index i = first_number + row / tiling.mixed_heads;
+      if constexpr (has_query_order<Mask>) i = mask.query_at(pair, head, i);
+      queries[row] = {batch, head, i, pair.query_row + i};
+      set_keys(row, mask.keys(pair, head, i));
+    }
+    bound_vectors();
     begin = pair.keys;
     end = 0;
-    for (Index row = 0; row < rows; ++row) {
-      const Index i = first + row / tiling.mixed_heads, head = first_head + row % tiling.mixed_heads;
-      queries[row] = {batch, head, i, pair.query_row + i};
-      KeyRange range = mask.keys(pair, head, i);
-      if (range.begin >= range.end) range = {0, 0};
-      key_begin[row] = range.begin;
-      key_end[row] = range.end;
-    }
-    // Lanes without a query repeat the last one: their results go nowhere, and nothing is masked for them.
-    for (Index row = rows; row < width(); ++row) {
-      queries[row] = queries[rows - 1];
-      key_begin[row] = key_begin[rows - 1];
-      key_end[row] = key_end[rows - 1];
-    }
     for (Index v = 0; v < vectors; ++v) {
-      vector_begin[v] = pair.keys;
-      vector_end[v] = common_begin[v] = 0;
-      common_end[v] = pair.keys;
-      for (Index row = v * lanes; row < (v + 1) * lanes; ++row) {
-        common_begin[v] = std::max(common_begin[v], key_begin[row]);
-        common_end[v] = std::min(common_end[v], key_end[row]);
-        if (key_begin[row] == key_end[row]) continue;
-        vector_begin[v] = std::min(vector_begin[v], key_begin[row]);
-        vector_end[v] = std::max(vector_end[v], key_end[row]);
-      }
       begin = std::min(begin, vector_begin[v]);
       end = std::max(end, vector_end[v]);
     }
@@ -153,17 +146,22 @@ struct QueryTile {
   // visit(first, count) over the tiles of keys that this tile may see. Their borders are multiples of tile_keys, not
   // counted from where the tile's own range begins: a query's sums are cut the same in whatever company it comes.
   template <class Mask, class Visit>
-  void visit_keys(const Mask& mask, Index tile_keys, Visit&& visit) const {
+  void visit_keys(const Mask& mask, Index tile_keys, Visit&& visit) {
     const auto clipped = [&](Index from, Index to) {
       from = std::max(from, begin);
       to = std::min(to, end);
       for (Index next; from < to; from = next) {
         next = std::min(to, (from / tile_keys + 1) * tile_keys);
+        if constexpr (has_key_stretches<Mask>) {
+          for (Index row = 0; row < rows; ++row)
+            set_keys(row, mask.keys_within(pair, queries[row].head, queries[row].query, {from, next}));
+          bound_vectors();
+        }
         visit(from, next - from);
       }
     };
     if constexpr (requires { mask.visit_blocks(pair, Index{0}, Index{0}, Index{0}, clipped); })
-      mask.visit_blocks(pair, queries[0].head, queries[0].query, queries[rows - 1].query + 1, clipped);
+      mask.visit_blocks(pair, queries[0].head, first_number, first_number + numbers, clipped);
     else
       clipped(0, pair.keys);
   }
@@ -223,6 +221,35 @@ struct QueryTile {
     return {queries + v * lanes,
             std::min(lanes, rows - v * lanes),
             {pair.batch, kv_head, j, key.first_row(pair.batch) + j}};
+  }
+
+ private:
+  void set_keys(Index row, KeyRange range) {
+    if (range.begin >= range.end) range = {0, 0};
+    key_begin[row] = range.begin;
+    key_end[row] = range.end;
+  }
+
+  // What the vectors see, from what their lanes see. Lanes without a query repeat the last one: their results go
+  // nowhere, and nothing is masked for them.
+  void bound_vectors() {
+    for (Index row = rows; row < width(); ++row) {
+      queries[row] = queries[rows - 1];
+      key_begin[row] = key_begin[rows - 1];
+      key_end[row] = key_end[rows - 1];
+    }
+    for (Index v = 0; v < vectors; ++v) {
+      vector_begin[v] = pair.keys;
+      vector_end[v] = common_begin[v] = 0;
+      common_end[v] = pair.keys;
+      for (Index row = v * lanes; row < (v + 1) * lanes; ++row) {
+        common_begin[v] = std::max(common_begin[v], key_begin[row]);
+        common_end[v] = std::min(common_end[v], key_end[row]);
+        if (key_begin[row] == key_end[row]) continue;
+        vector_begin[v] = std::min(vector_begin[v], key_begin[row]);
+        vector_end[v] = std::max(vector_end[v], key_end[row]);
+      }
+    }
   }
 };
 

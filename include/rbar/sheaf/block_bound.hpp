@@ -1,0 +1,190 @@
+// Which blocks of keys a row may skip, with a proof. For a row q and a block of n keys with mean c, radius r and mean
+// squared distance s from c, D = ‖q − c‖, the weights e^{−βE_j}, E_j = ‖q − k_j‖², add up to something between
+//
+//   U = n e^{−β(D − r)₊²}    since E_j ≥ (D − r)₊² by the triangle inequality, and
+//   L = n e^{−β(D² + s)}     since mean E_j = D² + s, and the exponential is convex. (The other triangle inequality,
+//                            E_j ≤ (D + r)², gives n e^{−β(D + r)²}, which is smaller yet: s ≤ r².)
+//
+// Say the blocks of a set S are skipped and the softmax is taken over the rest, K. With W_S ≤ ΣU_S =: s⁺ the true
+// weight skipped and W_K ≥ Z_K := Z_open + ΣL_K the one kept, the skipped share of the softmax is W_S/(W_K + W_S) ≤ Δ
+// := s⁺/(Z_K + s⁺). The dense output is (1 − δ)y + δy' with y the sparse one, y' an average of the skipped values and δ
+// ≤ Δ, so ‖y − y_dense‖ = δ‖y − y'‖ ≤ 2Δ·max‖v‖: blocks may go, in ascending U, while 2Δ ≤ ε.
+//
+// Because L ≤ U, Z_K + s⁺ ≥ Z := Z_open + ΣL, and 2s⁺ ≤ εZ suffices. The largest such set {U ≤ τ} is found by bisection
+// of log τ: no sorting, all rows of a register at once.
+//
+// Rounding: a distance computed in T is off by γ(‖q‖² + ‖c‖²) at most; every bound is moved by so much to its safe
+// side.
+#pragma once
+
+#include "rbar/sheaf/key_blocks.hpp"
+#include "rbar/simd/math.hpp"
+#include "rbar/simd/scratch.hpp"
+#include "rbar/simd/tile_product.hpp"
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <numbers>
+#include <numeric>
+
+namespace rbar {
+
+// One register of rows. Lanes from `count` on hold anything finite.
+template <class T>
+struct BoundRows {
+  static constexpr Index lanes = simd::lanes<T>;
+  Index count = 0;
+  const T* query = nullptr;          // [dim][lanes], relative to the blocks' origin
+  alignas(64) T square_norm[lanes];  // ‖q‖², of these
+  alignas(64) T beta[lanes];
+  alignas(64) T log2_open[lanes];  // log2 of a lower bound of Z_open; −∞ without an open chunk
+  std::uint64_t* kept[lanes];      // the blocks to be seen: bit b of word b / 64, all 0 so far
+};
+
+// What became of a row.
+struct RowOutcome {
+  float share_bound = 0;     // Δ: what the skipped blocks could hold of the softmax at most
+  std::int32_t visible = 0;  // blocks there were
+  std::int32_t skipped = 0;
+  std::int32_t nearest = -1;  // the block with the largest U
+};
+
+namespace detail {
+
+struct BoundScratch {};
+
+// γ of the note on rounding.
+template <class T>
+constexpr T distance_error(Index dim, Index block = 0) {
+  return static_cast<T>(dim + block + 16) * std::numeric_limits<T>::epsilon();
+}
+
+// keep_incoherent: the ⌈share·count⌉ blocks with the largest lower bound of the residual, the earlier one of equals.
+template <class T>
+void choose_incoherent(Index lane, Index count, double share, const T* residual, std::uint64_t* kept, Index* order) {
+  const auto keep = static_cast<Index>(std::ceil(share * static_cast<double>(count)));
+  std::iota(order, order + count, Index{0});
+  const auto further = [&](Index a, Index b) {
+    const T x = residual[a * simd::lanes<T> + lane], y = residual[b * simd::lanes<T> + lane];
+    return x > y || (x == y && a < b);
+  };
+  if (keep < count) std::nth_element(order, order + keep, order + count, further);
+  for (Index i = 0; i < keep; ++i) kept[order[i] / 64] |= std::uint64_t{1} << order[i] % 64;
+}
+
+}  // namespace detail
+
+// Decides for every row of a register, by itself. `outcomes[lane]` for lane < rows.count.
+template <class T>
+void choose_blocks(const BlockBalls<T>& blocks, const BoundRows<T>& rows, const SparsityConfig& config,
+                   RowOutcome* outcomes) {
+  constexpr Index L = simd::lanes<T>;
+  using B = simd::Batch<T>;
+  const Index n = blocks.count, words = (n + 63) / 64;
+  T* upper = simd::thread_scratch<T, detail::BoundScratch>(3 * n * L);  // U, relative to 2^reference
+  T* lower = upper + n * L;                                             // L, the same
+  T* residual = lower + n * L;                                          // (D − r)₊²
+  simd::tile_product<false>(n, L, blocks.dim, blocks.center, blocks.dim, Index{1}, rows.query, L, upper, L);
+
+  const T gamma = detail::distance_error<T>(blocks.dim, blocks.capacity);
+  const B zero = simd::zero<T>(), two = simd::broadcast(T(2)), slack = simd::broadcast(gamma);
+  const B query_norm = simd::load(rows.square_norm), log2_open = simd::load(rows.log2_open);
+  const B beta = simd::load(rows.beta) * simd::broadcast(std::numbers::log2e_v<T>);
+  const B beta_lower = beta * simd::broadcast(1 - gamma), beta_upper = beta * simd::broadcast(1 + gamma);
+  B reference = log2_open, nearest_value = simd::broadcast(-std::numeric_limits<T>::infinity()), nearest = zero;
+  for (Index b = 0; b < n; ++b) {
+    const B norms = query_norm + simd::broadcast(blocks.center_square_norm[b]), error = slack * norms;
+    const B square = norms - two * simd::load(upper + b * L);
+    const B reach = simd::broadcast(blocks.radius[b] * (1 + gamma)), log2_keys = simd::broadcast(blocks.log2_keys[b]);
+    const B gap = simd::max(xsimd::sqrt(simd::max(square - error, zero)) - reach, zero);
+    const B log2_upper = log2_keys - beta_lower * (gap * gap);
+    const B log2_lower = log2_keys - beta_upper * (simd::max(square, zero) + error + simd::broadcast(blocks.spread[b]));
+    const auto closer = log2_upper > nearest_value;
+    nearest_value = xsimd::select(closer, log2_upper, nearest_value);
+    nearest = xsimd::select(closer, simd::broadcast(static_cast<T>(b)), nearest);
+    reference = simd::max(reference, log2_lower);
+    simd::store(upper + b * L, log2_upper);
+    simd::store(lower + b * L, log2_lower);
+    simd::store(residual + b * L, gap * gap);
+  }
+
+  // Z ≥ 1 from here on. Larger U than 2^60 are not told apart, smaller ones than a float holds are made up for.
+  const B underflow = simd::broadcast(static_cast<T>(n) * T(0x1p-100));
+  B total = simd::exp2(log2_open - reference);
+  for (Index b = 0; b < n; ++b) {
+    const B low = simd::exp2(simd::load(lower + b * L) - reference);
+    simd::store(upper + b * L, simd::exp2(simd::min(simd::load(upper + b * L) - reference, simd::broadcast(T(60)))));
+    simd::store(lower + b * L, low);
+    total = total + low;
+  }
+
+  // Skipping all U ≤ εZ/2n never goes too far, any U > εZ/2 always would.
+  B threshold = simd::broadcast(T(-1));
+  if (config.policy == SparsityPolicy::keep_coherent) {
+    const B budget = simd::broadcast(static_cast<T>(0.5 * config.epsilon * (1 - 1e-5))) * total;
+    B low = budget * simd::broadcast(T(1) / static_cast<T>(std::max<Index>(n, 1))), high = budget;
+    for (int round = 0; round < 6; ++round) {
+      const B middle = xsimd::sqrt(low * high);
+      B sum = underflow;
+      for (Index b = 0; b < n; ++b) {
+        const B u = simd::load(upper + b * L);
+        sum = sum + xsimd::select(u <= middle, u, zero);
+      }
+      const auto fits = sum <= budget;
+      threshold = xsimd::select(fits, middle, threshold);
+      low = xsimd::select(fits, middle, low);
+      high = xsimd::select(fits, high, middle);
+    }
+  }
+
+  alignas(64) T cut[L], skipped_weight[L], kept_weight[L], nearest_block[L];
+  simd::store(cut, threshold);
+  simd::store(nearest_block, nearest);
+  if (config.policy == SparsityPolicy::keep_incoherent) {
+    Index* order = simd::thread_scratch<Index, detail::BoundScratch>(n);
+    for (Index lane = 0; lane < rows.count; ++lane)
+      detail::choose_incoherent(lane, n, config.keep_share, residual, rows.kept[lane], order);
+  } else {
+    for (Index first = 0; first < n; first += 32) {
+      std::uint32_t bits[L] = {};
+      for (Index b = first; b < std::min(n, first + 32); ++b)
+        for (Index lane = 0; lane < L; ++lane)
+          bits[lane] |= static_cast<std::uint32_t>(!(upper[b * L + lane] <= cut[lane])) << (b - first);
+      for (Index lane = 0; lane < rows.count; ++lane)
+        rows.kept[lane][first / 64] |= static_cast<std::uint64_t>(bits[lane]) << first % 64;
+    }
+  }
+
+  // Δ of what was chosen.
+  if (config.policy == SparsityPolicy::keep_coherent) {
+    B sum = zero, kept = simd::exp2(log2_open - reference);
+    for (Index b = 0; b < n; ++b) {
+      const B u = simd::load(upper + b * L);
+      const auto skip = u <= threshold;
+      sum = sum + xsimd::select(skip, u, zero);
+      kept = kept + xsimd::select(skip, zero, simd::load(lower + b * L));
+    }
+    simd::store(skipped_weight, sum);
+    simd::store(kept_weight, kept);
+  } else {
+    simd::store(kept_weight, simd::exp2(log2_open - reference));
+    for (Index lane = 0; lane < L; ++lane) {
+      skipped_weight[lane] = 0;
+      for (Index b = 0; lane < rows.count && b < n; ++b)
+        rows.kept[lane][b / 64] >> b % 64 & 1 ? kept_weight[lane] += lower[b * L + lane]
+                                              : skipped_weight[lane] += upper[b * L + lane];
+    }
+  }
+  for (Index lane = 0; lane < rows.count; ++lane) {
+    Index seen = 0;
+    for (Index w = 0; w < words; ++w) seen += std::popcount(rows.kept[lane][w]);
+    const T skipped = skipped_weight[lane];
+    outcomes[lane] = {skipped > 0 ? static_cast<float>(skipped / (kept_weight[lane] + skipped)) : 0.0f,
+                      static_cast<std::int32_t>(n), static_cast<std::int32_t>(n - seen),
+                      n > 0 ? static_cast<std::int32_t>(nearest_block[lane]) : -1};
+  }
+}
+
+}  // namespace rbar
