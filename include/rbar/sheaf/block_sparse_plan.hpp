@@ -31,7 +31,7 @@ struct SparsitySummary {
 template <class T>
 struct BlockSparsePlan {
   std::vector<KeyBlocks<T>> blocks;  // [batch][kv_heads]
-  Index batch = 0, heads = 0, kv_heads = 0, slots = 0, words = 0;
+  Index batch = 0, heads = 0, kv_heads = 0, slots = 0, words = 0, chunk = 1;
   Tensor<T, 2> key, value;               // by slot [batch·kv_heads·slots, dim]
   Tensor<T, 2> key_square_norm;          // [batch·slots, kv_heads]
   std::vector<Index> slot_counts;        // [batch], slots in use
@@ -91,6 +91,7 @@ struct BlockSparsePlan {
   void bundle(const HeadsView<const T>& query, const HeadsView<const T>& keys, const HeadsView<const T>& values,
               const SheafScore<T>& score, const OpenChunkMask& mask, const SparsityConfig& config) {
     heads = query.heads;
+    chunk = config.chunk;
     set_keys(keys.batch, keys.heads, keys.dim, values.dim, config);
     rows = 0;
     for (Index b = 0; b < batch; ++b) rows = std::max(rows, query.first_row(b) + query.count(b));

@@ -100,14 +100,16 @@ void sparse_sheaf_attend(std::type_identity_t<HeadsView<const T>> query, std::ty
 
 // The arguments of attend_backward; the plan is the one that sparse_sheaf_attend left, its choice held fixed.
 template <class T>
-void sparse_sheaf_attend_backward(
-    std::type_identity_t<HeadsView<const T>> query, std::type_identity_t<HeadsView<const T>> key,
-    std::type_identity_t<HeadsView<const T>> value, std::type_identity_t<HeadsView<const T>> output,
-    std::type_identity_t<HeadsView<const T>> doutput, const std::type_identity_t<T>* log_sum_exp,
-    const SheafScore<T>& score, const AttentionMask& mask, const SparsityConfig& config, const BlockSparsePlan<T>& plan,
-    HeadsView<T> dquery, std::type_identity_t<HeadsView<T>> dkey, std::type_identity_t<HeadsView<T>> dvalue,
-    SheafScoreGradient<T> gradient) {
-  const OpenChunkMask near{mask, config.chunk};
+void sparse_sheaf_attend_backward(std::type_identity_t<HeadsView<const T>> query,
+                                  std::type_identity_t<HeadsView<const T>> key,
+                                  std::type_identity_t<HeadsView<const T>> value,
+                                  std::type_identity_t<HeadsView<const T>> output,
+                                  std::type_identity_t<HeadsView<const T>> doutput,
+                                  const std::type_identity_t<T>* log_sum_exp, const SheafScore<T>& score,
+                                  const AttentionMask& mask, const BlockSparsePlan<T>& plan, HeadsView<T> dquery,
+                                  std::type_identity_t<HeadsView<T>> dkey, std::type_identity_t<HeadsView<T>> dvalue,
+                                  SheafScoreGradient<T> gradient) {
+  const OpenChunkMask near{mask, plan.chunk};
   attend_backward<T>(query, key, value, output, doutput, log_sum_exp, score, near, dquery, dkey, dvalue, gradient);
   if (plan.closed_rows == 0) return;
   ensure_rows(plan.dquery, plan.rows, plan.heads * query.dim);
