@@ -134,8 +134,9 @@ TEST_CASE("witnesses swapped, left out, inserted or written anew are found", "[i
     changed = chain;
     changed.insert(changed.begin() + static_cast<std::ptrdiff_t>(place), chain[place]);
     CHECK(find_fault(changed)->witness == place + 1);
-    changed[place] = sealed_chain(5, 4).chain[place];
-    CHECK(find_fault(changed));
+    changed = chain;
+    changed[place] = sealed_chain(5, 4).chain[place];  // sealed itself, but after another one
+    CHECK(find_fault(changed, head)->witness == (place == 0 ? 1 : place));
   }
   // Sealed again after a change: every link is whole, and only the kept head tells.
   ChainHead forged_head;
@@ -210,24 +211,26 @@ TEST_CASE("a file cut off anywhere keeps the witnesses before the cut, and can b
 
 TEST_CASE("any byte of a file changed, left out or added is noticed", "[io]") {
   const test::TemporaryFolder folder;
-  const auto small = written_file(folder, 3, 8);
+  const auto small = written_file(folder, 2, 8);
   REQUIRE_FALSE(is_noticed(small.bytes));
   Rng rng(9);
   for (std::size_t place = 0; place < small.bytes.size(); ++place) {
     INFO("byte " << place);
-    for (const int flip : {0x01, 0x80, 0xff, static_cast<int>(1 + rng.below(255))}) {
+    int unnoticed = 0;
+    for (int flip = 1; flip < 256; ++flip) {
       std::string changed = small.bytes;
       changed[place] = static_cast<char>(changed[place] ^ flip);
-      CHECK(is_noticed(changed));
-      // Nor is it taken for a torn tail, which opening the file would cut off.
-      if (place >= small.ends[0])
-        CHECK(detail::scan_witnesses("", std::as_bytes(std::span(changed)), [](const Witness&) {}).fault);
+      // Nor may it be taken for a torn tail, which opening the file would cut off.
+      const auto bytes = std::as_bytes(std::span(changed));
+      if (place < small.ends[0] ? !is_noticed(changed)
+                                : !detail::scan_witnesses("", bytes, [](const Witness&) {}).fault)
+        ++unnoticed;
     }
+    CHECK(unnoticed == 0);
     CHECK(is_noticed(small.bytes.substr(0, place) + small.bytes.substr(place + 1)));
     CHECK(is_noticed(small.bytes.substr(0, place) + "x" + small.bytes.substr(place)));
   }
   CHECK(is_noticed(small.bytes + '\0'));
-
   const auto large = written_file(folder, 20, 10);
   for (int trial = 0; trial < 1000; ++trial) {
     std::string changed = large.bytes;
