@@ -42,7 +42,14 @@ struct KeyValueCache {
     for (Index b = 0; b < old.dimension(0); ++b) std::copy_n(&old(b, 0), lengths(b), &positions(b, 0));
   }
 
-  // Adds one token to sequence b; `reserve` came first.
+  // The same for sequence b alone, which may be shorter than others; `reserve` came first.
+  void reserve_in(Index b, Index additional) {
+    Index longest = 0;
+    for (const Index length : elements(lengths)) longest = std::max(longest, length);
+    reserve(batch(), keys.dimension(2), std::max<Index>(0, lengths(b) + additional - longest));
+  }
+
+  // Adds one token to sequence b; room was reserved.
   void append(Index b, const T* key, const T* value, Index position) {
     const Index length = lengths(b)++;
     std::copy_n(key, keys.dimension(2), &keys(b, length, 0));

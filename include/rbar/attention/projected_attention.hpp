@@ -242,7 +242,7 @@ struct AttentionPasses {
     const Index length = state.keys.lengths(batch_entry);
     const Index free_position = length == 0 ? 0 : state.keys.positions(batch_entry, length - 1) + 1;
     require(first_position >= free_position, operation, "first_position", free_position, first_position);
-    state.keys.reserve(state.keys.batch(), key_width(), x_rows.rows());
+    state.keys.reserve_in(batch_entry, x_rows.rows());
     append(
         x_rows, [=](Index) { return batch_entry; }, [=](Index row) { return first_position + row; }, state);
   }
