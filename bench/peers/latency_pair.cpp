@@ -2,19 +2,22 @@
 // call of one is followed by the same call of the other, so that a change of the clock or of the machine's load meets
 // both. cgt_promise.py calls it; by hand:
 //
-//   latency_pair STANDARD_FOLDER CGT_FOLDER TEXT [--threads=1] [--length=128] [--windows=200] [--rounds=3] ...
+//   latency_pair STANDARD_FOLDER OTHER_FOLDER TEXT [--threads=1] [--length=128] [--windows=200] [--rounds=3] ...
 //
-// The folders are rbar_lm's, trained on bytes; of TEXT the last tenth validates. Ends with one line of JSON; times in
+// The folders are rbar_lm's, trained on bytes, the second a CGT's or another standard model's; of TEXT the last tenth
+// validates. Ends with one line of JSON; times in
 // seconds, memory in bytes, energies normalised by the model's own running scale.
 #include "../heap_meter.hpp"
 #include "../support.hpp"
 
 #include "rbar/io/pretrained.hpp"
 #include "rbar/io/tokenizer.hpp"
-#include "rbar/model/cort.hpp"
+#include "rbar/model/cgt.hpp"
 #include "rbar/model/transformer.hpp"
-#include "rbar/train/evaluate.hpp"
+#include "rbar/train/data.hpp"
+#include "rbar/train/loss.hpp"
 
+#include <cmath>
 #include <cstdio>
 #include <string_view>
 
@@ -68,14 +71,24 @@ std::vector<Tensor<Token, 2>> spread_windows(TokenSpan tokens, Index length, Ind
   return windows;
 }
 
+Json summary_of(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const auto quantile = [&](double share) {
+    return values[static_cast<std::size_t>(share * static_cast<double>(values.size() - 1) + 0.5)];
+  };
+  double sum = 0;
+  for (const double value : values) sum += value;
+  return {{"mean", sum / static_cast<double>(values.size())},
+          {"p50", quantile(0.5)},
+          {"p99", quantile(0.99)},
+          {"least", values.front()},
+          {"largest", values.back()}};
+}
+
 // What calls of one kind took: per window, one number a round.
 struct Timings {
   std::vector<std::vector<double>> seconds;
 
-  static double quantile(std::vector<double> values, double share) {
-    std::sort(values.begin(), values.end());
-    return values[static_cast<std::size_t>(share * static_cast<double>(values.size() - 1) + 0.5)];
-  }
   // Over all calls, as a user meets them; and over the windows, each with its median over the rounds, which leaves
   // what the input costs and takes out what the machine does.
   Json summary() const {
@@ -84,14 +97,17 @@ struct Timings {
       all.insert(all.end(), window.begin(), window.end());
       windows.push_back(bench::median(window));
     }
-    double sum = 0;
-    for (const double value : all) sum += value;
-    return {{"mean", sum / static_cast<double>(all.size())},
-            {"p50", quantile(all, 0.5)},
-            {"p99", quantile(all, 0.99)},
-            {"p99_of_windows", quantile(windows, 0.99)},
-            {"best", quantile(all, 0)}};
+    Json json = summary_of(all);
+    json["p99_of_windows"] = summary_of(windows)["p99"];
+    return json;
   }
+};
+
+// A model whose tokens take lanes, more of them short ones under pressure.
+template <class Model>
+concept Gated = requires(typename Model::Cache cache, typename Model::State state) {
+  cache.pressure = state.pressure = 0.5;
+  cache.sheet().energy;
 };
 
 template <LanguageModel Model>
@@ -110,8 +126,9 @@ struct Subject {
     return bench::now() - start;
   }
   // The same into a fresh state, ready to go on: what a prompt costs.
-  double time_prefill(const Tensor<Token, 2>& window) {
+  double time_prefill(const Tensor<Token, 2>& window, double pressure = 0) {
     typename Model::State state;
+    if constexpr (Gated<Model>) state.pressure = pressure;
     const double start = bench::now();
     model.step(view(window), logits, state);
     return bench::now() - start;
@@ -161,35 +178,50 @@ std::pair<Timings, Timings> in_turns(A& a, B& b, const std::vector<Tensor<Token,
   return timings;
 }
 
+// Loss over the text in consecutive windows, and where its tokens went.
 template <class Model>
-double flops_per_token(const Model& model, Index length) {
-  if constexpr (requires { flops(model.config, length).total(); })
-    return flops(model.config, length).total();
-  else if constexpr (requires { flops(model.config, length); })
-    return flops(model.config, length);
-  else
-    return 0;
+Json score(const Model& model, TokenSpan tokens, Index length, double pressure) {
+  typename Model::Cache cache;
+  if constexpr (Gated<Model>) cache.pressure = pressure;
+  ConsecutiveWindows windows(tokens, length);
+  TokenBatch batch;
+  Tensor<float, 3> logits;
+  double sum = 0, count = 0;
+  std::array<double, std::size(all_compute_lanes)> lanes{};
+  std::vector<double> energies;
+  while (windows.next(/*batch_size=*/32, batch)) {
+    model.forward(view(std::as_const(batch.inputs)), logits, cache);
+    const auto targets = view(std::as_const(batch.targets));
+    const double size = static_cast<double>(targets.size());
+    sum += size * cross_entropy<float>(view(std::as_const(logits)), targets, nullptr);
+    count += size;
+    if constexpr (Gated<Model>) {
+      const auto& sheet = cache.sheet();
+      for (Index row = 0; row < sheet.size(); ++row) {
+        ++lanes[static_cast<std::size_t>(routed_lane(model.config, model.stack.router, sheet, row))];
+        energies.push_back(static_cast<double>(energy_at(sheet, 3, row)));
+      }
+    }
+  }
+  Json json{{"nats", sum / count}, {"perplexity", std::exp(sum / count)}, {"predicted_tokens", count}};
+  if constexpr (Gated<Model>) {
+    for (const ComputeLane lane : all_compute_lanes)
+      json["lanes"][name_of(lane)] = lanes[static_cast<std::size_t>(lane)] / count;
+    json["energy"] = summary_of(energies);
+  }
+  return json;
 }
 
 template <class Model>
-Json describe(Subject<Model>& subject, const Options& options, TokenSpan validation, const Tensor<Token, 2>& batch) {
-  Json json;
-  json["folder"] = subject.folder;
-  json["model"] = Model::model_type;
+Json describe(Subject<Model>& subject, const Options& options, const Tensor<Token, 2>& batch) {
   const Index parameters = count_parameters(subject.model);
-  json["parameters"] = parameters;
-  json["weight_bytes"] = static_cast<double>(parameters) * sizeof(float);
-  json["flops_per_token"] = flops_per_token(subject.model, options.length);
-  json["prefill_bytes"] = subject.memory_of_prefill(batch);
-  json["forward_bytes"] = subject.memory_of_forward(batch);
-  const auto scored = options.score_tokens > 0
-                          ? std::min<std::size_t>(static_cast<std::size_t>(options.score_tokens), validation.size())
-                          : validation.size();
-  const Evaluation evaluation = evaluate(subject.model, validation.first(scored), {.window = options.length});
-  json["nats"] = evaluation.nats;
-  json["perplexity"] = evaluation.perplexity;
-  json["predicted_tokens"] = evaluation.predicted_tokens;
-  return json;
+  return {{"folder", subject.folder},
+          {"model", Model::model_type},
+          {"parameters", parameters},
+          {"weight_bytes", static_cast<double>(parameters) * sizeof(float)},
+          {"flops_per_token", flops(subject.model.config, options.length)},
+          {"prefill_bytes", subject.memory_of_prefill(batch)},
+          {"forward_bytes", subject.memory_of_forward(batch)}};
 }
 
 template <LanguageModel First, LanguageModel Second>
@@ -200,7 +232,8 @@ Json measure(const std::string& first_folder, const std::string& second_folder, 
   for (const Index vocabulary : {first.model.config.vocab_size, second.model.config.vocab_size})
     require(vocabulary == 256, "latency_pair", "vocab_size", "256: a model of bytes", vocabulary);
   const TokenDataset data(ByteTokenizer{}.encode(MappedFile(text).text()));
-  const auto windows = spread_windows(data.validation(), options.length, options.windows);
+  const TokenSpan validation = data.validation();
+  const auto windows = spread_windows(validation, options.length, options.windows);
   Tensor<Token, 2> batch(options.batch, options.length);
   for (Index row = 0; row < options.batch; ++row)
     std::copy_n(windows[static_cast<std::size_t>(row) % windows.size()].data(), options.length, &batch(row, 0));
@@ -214,7 +247,7 @@ Json measure(const std::string& first_folder, const std::string& second_folder, 
   json["rounds"] = options.rounds;
   json["batch"] = options.batch;
   json["fma_peak"] = bench::fma_peak<float>(5);
-  Json a = describe(first, options, data.validation(), batch), b = describe(second, options, data.validation(), batch);
+  Json a = describe(first, options, batch), b = describe(second, options, batch);
   const auto add = [&](const char* name, const std::pair<Timings, Timings>& timings) {
     a[name] = timings.first.summary();
     b[name] = timings.second.summary();
@@ -229,6 +262,24 @@ Json measure(const std::string& first_folder, const std::string& second_folder, 
                          [](auto& subject, const auto& window) { return subject.time_decode(window); }));
   add("batch_prefill", in_turns(first, second, batches, batches.size(), 1,
                                 [](auto& subject, const auto& tokens) { return subject.time_prefill(tokens); }));
+  // What the model knows, and how that bends under pressure.
+  const TokenSpan scored = options.score_tokens > 0 && options.score_tokens < static_cast<Index>(validation.size())
+                               ? validation.first(static_cast<std::size_t>(options.score_tokens))
+                               : validation;
+  a.update(score(first.model, scored, options.length, 0));
+  b.update(score(second.model, scored, options.length, 0));
+  if constexpr (Gated<Second>)
+    for (const double pressure : {0.0, 0.25, 0.5, 0.75, 1.0}) {
+      const auto timings =
+          in_turns(first, second, windows, windows.size(), /*rounds=*/1,
+                   [&](auto& subject, const auto& window) { return subject.time_prefill(window, pressure); });
+      Json point =
+          score(second.model, scored.first(std::min<std::size_t>(scored.size(), 100001)), options.length, pressure);
+      point["pressure"] = pressure;
+      point["prefill"] = timings.second.summary();
+      point["other_prefill"] = timings.first.summary();
+      b["under_pressure"].push_back(point);
+    }
   json["models"] = {a, b};
   return json;
 }
@@ -239,9 +290,14 @@ int main(int argc, char** argv) try {
   Options options;
   for (int i = 4; i < argc; ++i)
     require(set_option(options, argv[i]), "latency_pair", "option", "a known one", argv[i]);
-  if (argc < 4) return std::fputs("usage: latency_pair STANDARD_FOLDER CGT_FOLDER TEXT [--threads=1 ...]\n", stderr), 2;
+  if (argc < 4)
+    return std::fputs("usage: latency_pair STANDARD_FOLDER OTHER_FOLDER TEXT [--threads=1 ...]\n", stderr), 2;
   set_num_threads(static_cast<int>(options.threads));
-  const Json json = measure<TransformerModel<float>, CoRTModel<float>>(argv[1], argv[2], argv[3], options);
+  const std::string first = argv[1], second = argv[2], text = argv[3];
+  const bool gated = read_json(std::filesystem::path(second) / "config.json").value("model_type", "") == "cgt";
+  using Standard = TransformerModel<float>;
+  const Json json = gated ? measure<Standard, CoherenceGatedTransformer<float>>(first, second, text, options)
+                          : measure<Standard, Standard>(first, second, text, options);
   std::printf("%s\n", json.dump().c_str());
 } catch (const std::exception& error) {
   std::fprintf(stderr, "latency_pair: %s\n", error.what());
