@@ -23,7 +23,8 @@ function(rbar_install_packages)
     return()
   endif()
   set(missing "")
-  foreach(package IN ITEMS ninja-build libeigen3-dev libxsimd-dev nlohmann-json3-dev libcli11-dev catch2 libsodium-dev)
+  foreach(package IN ITEMS ninja-build libeigen3-dev libxsimd-dev nlohmann-json3-dev libcli11-dev catch2 libsodium-dev
+                             libspectra-dev)
     execute_process(COMMAND ${DPKG_QUERY} --show --showformat "\${db:Status-Status}" ${package}
                     OUTPUT_VARIABLE status ERROR_QUIET)
     if(NOT status STREQUAL "installed")

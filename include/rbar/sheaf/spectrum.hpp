@@ -1,7 +1,7 @@
 // Smallest eigenvalues of sheaf Laplacians, and what is reported of them: they say how many independent ways there are
 // to agree everywhere (the zeros) and how strongly the rest is held together (λ₂, the gap). Nothing here feeds an
-// output. Small matrices are solved densely by Eigen; large sparse ones by Spectra where RBAR_SPECTRA is defined
-// (CMake: -DRBAR_SPECTRA=ON), and are refused elsewhere.
+// output. Small matrices are solved densely by Eigen; large sparse ones by Spectra where RBAR_SPECTRA is defined (CMake:
+// link rbar::spectra), and are refused elsewhere.
 #pragma once
 
 #include "rbar/sheaf/residual.hpp"
