@@ -18,6 +18,7 @@
 #include "rbar/sheaf/sparse_sheaf.hpp"
 
 #include <cmath>
+#include <optional>
 #include <string_view>
 #include <utility>
 
@@ -32,11 +33,12 @@ struct SheafAttention {
 
   // What the score keeps from the forward pass. Rows are those of the view of queries or keys.
   struct Buffers {
-    Tensor<T, 1> beta;               // [heads]
-    Tensor<T, 2> key_square_norm;    // [rows, kv_heads]
-    Tensor<T, 2> query_square_norm;  // [rows, heads], with edge weights only
-    Tensor<Index, 1> known;          // [batch], keys of a stream whose norms are there
-    BlockSparsePlan<T> plan;         // who skips what, with config.sparsity only
+    Tensor<T, 1> beta;                       // [heads]
+    Tensor<T, 2> key_square_norm;            // [rows, kv_heads]
+    Tensor<T, 2> query_square_norm;          // [rows, heads], with edge weights only
+    Tensor<Index, 1> known;                  // [batch], keys of a stream whose norms are there
+    BlockSparsePlan<T> plan;                 // who skips what, with config.sparsity only
+    std::optional<SparsityConfig> sparsity;  // set by a caller who wants another bound than the config's for this pass
     // Sums of the backward pass.
     mutable Tensor<double, 2> dlog_beta;  // [batch, heads]
     mutable Tensor<T, 2> dkey_square_norm, dquery_square_norm;
@@ -191,7 +193,7 @@ struct SheafAttention {
 
     void attend(const AttentionMask& mask, const ForwardViews<T>& views, Buffers& buffers) const {
       const auto& [query, key, value, output, log_sum_exp] = views;
-      const SparsityConfig& sparsity = layer.config.sparsity;
+      const SparsityConfig& sparsity = buffers.sparsity ? *buffers.sparsity : layer.config.sparsity;
       layer.prepare(key, buffers);
       if (sparsity.enabled)
         sparse_sheaf_attend<T>(query, key, value, score(buffers), mask, sparsity, output, log_sum_exp, buffers.plan);
