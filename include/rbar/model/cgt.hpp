@@ -5,6 +5,8 @@
 #pragma once
 
 #include "rbar/model/cgt_stack.hpp"
+#include "rbar/model/cgt_trace.hpp"
+#include "rbar/model/cgt_verify.hpp"
 #include "rbar/model/model_ends.hpp"
 
 #include <string>
@@ -40,6 +42,10 @@ struct CoherenceGatedTransformer {
     typename CGTStack<T>::State stack;
     Tensor<T, 3> hidden;  // of the last step
     typename ModelEnds<T>::Cache ends;
+    TokenSet failed;         // scratch of infer, as are the next
+    Tensor<T, 2> escalated;  // [S, D]
+    Tensor<T, 1> energy;     // [S]
+    Tensor<T, 3> emitted;    // [1, E, D]
 
     const LaneSheet<T>& sheet() const { return stack.sheet; }
   };
@@ -82,6 +88,41 @@ struct CoherenceGatedTransformer {
     ends.head(view(std::as_const(state.hidden)), logits, state.ends);
   }
 
+  // The next tokens [B, new] of a stream, verified (cgt_verify.hpp): the logits of a token are emitted if its final
+  // energy is within the bound, in the lane it is routed to or one lane further, and refused otherwise. A token that is
+  // emitted where it was routed has the logits of `step`.
+  // Errors: also logits that are not finite.
+  CGTOutput<T> infer(ConstTensorView<Token, 2> tokens, const InferOptions& options, State& state) const {
+    constexpr const char* where = "CoherenceGatedTransformer::infer";
+    options.validate();
+    state.pressure = options.pressure;
+    advance(where, tokens, state);
+    const LaneSheet<T>& sheet = state.sheet();
+    CGTOutput<T> output;
+    output.begin(sheet.batch, sheet.tokens, std::min(sheet.thresholds.max, options.max_energy));
+    verify(state, output);
+
+    const std::span<const Index> rows_emitted = output.emitted_rows();
+    const Index dim = config.d_model;
+    ensure_shape(state.emitted, {1, output.emitted(), dim});
+    for (std::size_t i = 0; i < rows_emitted.size(); ++i)
+      std::copy_n(state.hidden.data() + rows_emitted[i] * dim, dim, state.emitted.data() + static_cast<Index>(i) * dim);
+    ends.head(view(std::as_const(state.emitted)), output.emitted_logits(), state.ends);
+    require_finite(where, "logits", std::span<const T>(elements(output.emitted_logits())));
+    return output;
+  }
+  CGTOutput<T> infer(ConstTensorView<Token, 2> tokens, const InferOptions& options = {}) const {
+    State state;
+    return infer(tokens, options, state);
+  }
+
+  // What was done with one sequence, for reports and witnesses. Errors: those of infer.
+  SequenceTrace trace(std::span<const Token> tokens, const InferOptions& options = {}) const {
+    State state;
+    const CGTOutput<T> output = infer(view(tokens.data(), 1, tokens.size()), options, state);
+    return sequence_trace(output, stack, state.stack, options.pressure);
+  }
+
   // Between training steps: the router's scales and thresholds learn from the last forward pass.
   void adapt(const Cache& cache) { stack.adapt(cache.stack); }
 
@@ -106,6 +147,33 @@ struct CoherenceGatedTransformer {
     require_length(operation, tokens.dimension(1), state.stack.position + tokens.dimension(1));
     ends.embed(tokens, state.stack.position, state.hidden);
     stack.step(state.hidden, state.pressure, state.stack);
+  }
+
+  // Judges every token, after those that failed have been taken one lane further. state.hidden then holds the states
+  // that are emitted; the stream goes on with those of the routed lanes.
+  void verify(State& state, CGTOutput<T>& output) const {
+    const LaneSheet<T>& sheet = state.sheet();
+    std::vector<TokenTrace> traces;
+    for (Index row = 0; row < sheet.size(); ++row) traces.push_back(trace_of(config, stack.router, sheet, row));
+    const Tensor<T, 3> routed = state.hidden;
+    for (Index segment = 1; segment <= 2; ++segment) {
+      state.failed.select(sheet.batch, sheet.tokens, [&](Index row) {
+        const auto n = static_cast<std::size_t>(row);
+        return sheet.segment[n] == segment - 1 && !(traces[n].energy_out <= output.bound());
+      });
+      if (state.failed.empty()) continue;
+      stack.escalate(segment, state.failed, routed, state.stack, state.escalated, state.energy);
+      scatter_rows<T>(top_rows(std::as_const(state.escalated), static_cast<Index>(state.failed.rows.size())),
+                      state.failed, rows(state.hidden));
+      for (std::size_t i = 0; i < state.failed.rows.size(); ++i) {
+        TokenTrace& trace = traces[static_cast<std::size_t>(state.failed.rows[i])];
+        trace.lane = segment == 1 ? ComputeLane::standard : ComputeLane::deep;
+        trace.energy_out = static_cast<double>(state.energy(static_cast<Index>(i)));
+        trace.layers_used +=
+            segment == 1 ? config.standard_end() - config.reflex_end() : config.n_layers - config.standard_end();
+      }
+    }
+    for (const TokenTrace& trace : traces) output.judge(trace);
   }
 
   void require_length(std::string_view operation, Index fresh, Index length) const {

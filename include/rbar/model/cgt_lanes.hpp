@@ -114,6 +114,21 @@ ComputeLane routed_lane(const CGTConfig& config, const LaneRouter<T>& router, co
   return router.last_lane(static_cast<double>(energy_at(sheet, 3, row)), sheet.thresholds);
 }
 
+// What is reported of the token in `row`.
+template <class T>
+TokenTrace trace_of(const CGTConfig& config, const LaneRouter<T>& router, const LaneSheet<T>& sheet, Index row) {
+  const auto n = static_cast<std::size_t>(row);
+  TokenTrace trace;
+  trace.routed = trace.lane = routed_lane(config, router, sheet, row);
+  // The last decision was that at the boundary where it stopped, or at the last one.
+  const Index boundary = std::min<Index>(sheet.segment[n] + (sheet.stopped[n] ? 0 : 1), 2);
+  trace.energy_in = static_cast<double>(energy_at(sheet, deciding_point(config, boundary), row));
+  trace.energy_out = static_cast<double>(energy_at(sheet, 3, row));
+  trace.layers_used = sheet.layers_used[n];
+  trace.exit = sheet.exit[n];
+  return trace;
+}
+
 // Energies after a layer and the spread of the states, [B, T]: what early exit looks at.
 template <class T>
 struct ExitMeasures {

@@ -46,6 +46,7 @@ struct CGTStack {
     std::array<Tensor<T, 3>, 2> change;
     typename CGTLayer<T>::Scratch scratch;
     std::vector<Index> positions;  // of the tokens that ask
+    SparsitySummary sparsity;      // of the last step and what was escalated after it
   };
 
   CGTConfig config;
@@ -61,6 +62,9 @@ struct CGTStack {
 
   void forward(Tensor<T, 3>& h, const DropoutState& dropout, double pressure, Cache& cache) const {
     cache.layers.resize(layers.size());
+    if (config.sparsity.enabled)
+      for (Index l = config.reflex_end(); l < config.standard_end(); ++l)
+        cache.layers[at(l)].attention.score.sparsity = pressed_sparsity(config.sparsity, pressure);
     cache.sheet.begin(config, router, pressure, h.dimension(0), h.dimension(1));
     walk_lanes(config, router, cache.sheet, TrainingPass{*this, h, dropout, cache});
     cache.auxiliary_loss = 0;
@@ -130,6 +134,10 @@ struct CGTStack {
       state.exit_states.resize(layers.size());
       state.exit_moments.resize(layers.size());
     }
+    if (config.sparsity.enabled)
+      for (Index l = config.reflex_end(); l < config.standard_end(); ++l)
+        state.layers[at(l)].score.sparsity = pressed_sparsity(config.sparsity, pressure);
+    state.sparsity = {};
     state.sheet.begin(config, router, pressure, batch, tokens);
     walk_lanes(config, router, state.sheet, StreamPass{*this, h, state});
     remember(h, state);
@@ -146,10 +154,8 @@ struct CGTStack {
     if (energy.size() < count) ensure_shape(energy, {count});
     const MatrixView<T> rows_now = top_rows(escalated, count);
     gather_rows<T>(rows(h), routed, rows_now);
-    place(routed, first_position, h.dimension(1), state);
     for (Index l = segment_begin(segment); l < segment_end(segment); ++l)
-      layers[at(l)].step_routed(rows_now, routed, state.positions.data(), {state.history, h, first_position},
-                                state.layers[at(l)], state.scratch);
+      ask(l, routed, first_position, h, rows_now, state);
     if (config.gate)
       for (Index i = 0; i < count; ++i) {
         // It did not reach the threshold: its gate is that of a token which just does.
@@ -158,7 +164,8 @@ struct CGTStack {
                                    static_cast<T>(threshold));
         const T gate = gate_of(reached, threshold);
         const T* const entry = h.data() + routed.rows[i] * dim;
-        for (Index d = 0; d < dim; ++d) rows_now(i, d) = entry[d] + gate * (rows_now(i, d) - entry[d]);
+        T* const own = escalated.data() + i * dim;
+        for (Index d = 0; d < dim; ++d) own[d] = entry[d] + gate * (own[d] - entry[d]);
       }
     router.remeasure(3, as_const(rows_now), routed.rows, state.points_state[3].energy.cache, energy.data());
   }
@@ -249,9 +256,7 @@ struct CGTStack {
       ensure_rows(state.scratch.rows, routed.count(), h.dimension(2));
       const MatrixView<T> packed = top_rows(state.scratch.rows, routed.count());
       gather_rows<T>(rows(std::as_const(h)), routed, packed);
-      place(routed, state.position, h.dimension(1), state);
-      stack.layers[at(l)].step_routed(packed, routed, state.positions.data(), {state.history, h, state.position},
-                                      state.layers[at(l)], state.scratch);
+      stack.ask(l, routed, state.position, h, packed, state);
       scatter_rows<T>(as_const(packed), routed, rows(h));
     }
     void leave(Index segment, const TokenSet& tokens) {
@@ -290,10 +295,20 @@ struct CGTStack {
                                cache.points_cache[at(segment)], dh, grad.router);
   }
 
-  // state.positions: where the routed tokens of a step stand.
-  static void place(const RoutedRows& routed, Index first_position, Index tokens, State& state) {
+  // Layer l for a few tokens of the latest ones of a stream, whose states are `asking` [S, D]; keys are those of h and
+  // of the history.
+  void ask(Index l, const RoutedRows& routed, Index first_position, const Tensor<T, 3>& h, MatrixView<T> asking,
+           State& state) const {
     state.positions.resize(at(routed.count()));
-    for (Index i = 0; i < routed.count(); ++i) state.positions[at(i)] = first_position + routed.rows[i] % tokens;
+    for (Index i = 0; i < routed.count(); ++i)
+      state.positions[at(i)] = first_position + routed.rows[i] % h.dimension(1);
+    layers[at(l)].step_routed(asking, routed, state.positions.data(), {state.history, h, first_position},
+                              state.layers[at(l)], state.scratch);
+    if (!config.attention(config.kind_of(l)).sparsity.enabled) return;
+    const SparsitySummary summary = state.layers[at(l)].score.plan.summary();
+    state.sparsity.visible_blocks += summary.visible_blocks;
+    state.sparsity.skipped_blocks += summary.skipped_blocks;
+    state.sparsity.largest_share_bound = std::max(state.sparsity.largest_share_bound, summary.largest_share_bound);
   }
 
   void remember(const Tensor<T, 3>& h, State& state) const {

@@ -1,0 +1,71 @@
+// From a verified pass over one sequence to its trace: who went where, which pairs of tokens disagree, and how the
+// tokens hang together (the spectrum of their sheaf Laplacian) where the router measured.
+#pragma once
+
+#include "rbar/model/cgt_stack.hpp"
+#include "rbar/model/cgt_verify.hpp"
+#include "rbar/routing/lane_trace.hpp"
+#include "rbar/sheaf/residual.hpp"
+#include "rbar/sheaf/spectrum.hpp"
+
+#include <algorithm>
+#include <vector>
+
+namespace rbar {
+
+namespace detail {
+
+// All E_ij, j <= i, of the final states, in the unit of the router's last point; and the largest, j < i.
+template <class T>
+void trace_residuals(const typename TokenEnergy<T>::Cache& measured, double scale, SequenceTrace& trace) {
+  constexpr std::size_t largest = 16;
+  const Index tokens = measured.query.dimension(1);
+  Matrix<T> energy(tokens, tokens);
+  pairwise_energies<T>(rows(measured.query), rows(measured.key), MatrixView<T>(energy.data(), tokens, tokens));
+  trace.residuals.assign(static_cast<std::size_t>(tokens * tokens), 0);
+  std::vector<ResidualPair> pairs;
+  for (Index i = 0; i < tokens; ++i)
+    for (Index j = 0; j <= i; ++j) {
+      const double normalised = static_cast<double>(energy(i, j)) / scale;
+      trace.residuals[static_cast<std::size_t>(i * tokens + j)] = normalised;
+      if (j < i) pairs.push_back({i, j, normalised});
+    }
+  const std::size_t kept = std::min(largest, pairs.size());
+  std::partial_sort(pairs.begin(), pairs.begin() + static_cast<std::ptrdiff_t>(kept), pairs.end(),
+                    [](const ResidualPair& a, const ResidualPair& b) { return a.energy > b.energy; });
+  pairs.resize(kept);
+  trace.top_residuals = std::move(pairs);
+}
+
+}  // namespace detail
+
+// `state` is that of a stream that has seen this one sequence in one step. Longer sequences than spectra can be had of
+// (SpectrumConfig::dense_limit) have none.
+template <class T>
+SequenceTrace sequence_trace(const CGTOutput<T>& output, const CGTStack<T>& stack,
+                             const typename CGTStack<T>::State& state, double pressure) {
+  const LaneSheet<T>& sheet = state.sheet;
+  SequenceTrace trace;
+  trace.thresholds = sheet.thresholds;
+  trace.thresholds.max = output.bound();
+  trace.pressure = pressure;
+  for (Index t = 0; t < sheet.tokens; ++t) trace.tokens.push_back(output.trace(0, t));
+  detail::trace_residuals<T>(state.points_state[3].energy.cache, static_cast<double>(stack.router.scale(3)), trace);
+
+  const SpectrumConfig spectrum_config;
+  std::vector<double> before;
+  for (const auto& point : state.points_state) {
+    const auto& measured = point.energy.cache;
+    if (measured.query.size() == 0 || sheet.tokens > spectrum_config.dense_limit) continue;
+    const std::vector<double> spectrum =
+        smallest_eigenvalues(coherence_laplacian<T>(rows(measured.query), rows(measured.key)), spectrum_config);
+    trace.spectra.push_back(summarise_spectrum(spectrum, before, spectrum_config));
+    before = spectrum;
+  }
+  trace.blocks_visited = state.sparsity.visible_blocks - state.sparsity.skipped_blocks;
+  trace.blocks_skipped = state.sparsity.skipped_blocks;
+  trace.skipped_mass = state.sparsity.largest_share_bound;
+  return trace;
+}
+
+}  // namespace rbar
