@@ -65,7 +65,11 @@ TEST_CASE("the solver for large matrices finds what the dense one finds, repeate
   const double first = 4 * std::pow(std::sin(std::numbers::pi / 700), 2);
   check_spectrum(smallest_eigenvalues(ring_laplacian(700, 3), large), {0, 0, 0, first, first, first, first, first});
 
-  // A kernel of far more dimensions than are asked for, dense input, nothing but zeros, an indefinite matrix.
+  // Kernels of far more dimensions than are asked for, dense input, nothing but zeros, an indefinite matrix.
+  std::vector<SheafEdge> chain;
+  for (Index u = 0; u < 39; ++u) chain.push_back({u, u + 1});
+  const SheafGraph<double> seen_in_part(std::vector<Index>(40, 5), {Map::dense(5, 2, false, rng)}, chain);
+  check_spectrum(smallest_eigenvalues(sheaf_laplacian(seen_in_part), large), std::vector<double>(8, 0.0));
   SparseMatrix diagonal(60, 60);
   for (Index i = 40; i < 60; ++i) diagonal.insert(i, i) = static_cast<double>(i);
   large.count = 5;
