@@ -192,7 +192,7 @@ struct CGTLayer {
   // Keys of every position up to the last that asks, in each sequence.
   void append_pending(const RoutedRows& asking, const Index* positions, const StateHistory<T>& history, Index dim,
                       State& state, Scratch& scratch) const {
-    attention.open(asking.batch, state);
+    if (state.keys.keys.size() == 0) attention.open(asking.batch, state);
     for (Index b = 0; b < asking.batch; ++b) {
       if (asking.offsets[b] == asking.offsets[b + 1]) continue;
       const Index first = state.keys.lengths(b), count = positions[asking.offsets[b + 1] - 1] + 1 - first;
