@@ -16,6 +16,7 @@ and then ends with exit code 3.
 import argparse
 import concurrent.futures
 import csv
+import html
 import json
 import math
 import os
@@ -32,7 +33,11 @@ RECIPE = ("--tokenizer bytes --context 128 --batch 16 --lr 1e-3 --schedule cosin
           "--clip 1").split()
 ROWS = {
     "standard": "--model standard",
-    "cgt": "--model cgt",
+    "standard_grouped": "--model standard --n_kv_heads 1",
+    "cgt": "--model cgt --n_kv_heads 1",
+    "cgt_70": "--model cgt --n_kv_heads 1 --share_reflex 0.7 --share_standard 0.19 --share_deep 0.1",
+    "cgt_80": "--model cgt --n_kv_heads 1 --share_reflex 0.8 --share_standard 0.12 --share_deep 0.07",
+    "cgt_90": "--model cgt --n_kv_heads 1 --share_reflex 0.9 --share_standard 0.06 --share_deep 0.03",
 }
 TARGETS = {  # standard / CGT at least, or CGT / standard at most
     "latency, average": ("at least", 5.0),
@@ -84,6 +89,8 @@ class Run:
     """One training run in its own folder."""
 
     def __init__(self, options, text_name, text, row, seed):
+        if row not in ROWS:
+            sys.exit(f"no row {row}; there are {', '.join(ROWS)}")
         self.name = f"{text_name}/{row}/{seed}"
         self.folder = os.path.join(options.out, text_name, row, str(seed))
         self.recipe = [*ROWS[row].split(), *SIZE, *RECIPE, *options.extra, "--steps", str(options.steps), "--seed",
@@ -137,6 +144,9 @@ class Run:
 
 
 def train(options):
+    for row in options.row:
+        name, _, ROWS[name] = row.partition("=")
+        options.rows.append(name)
     texts = {}
     for text in options.text:
         name, _, path = text.partition("=")
@@ -201,28 +211,55 @@ def measure_pair(options, text, row, seed, threads):
 
 
 def figures(result):
-    """(what, unit, standard, CGT, ratio): the ratio is above 1 where the CGT is better, but for perplexity."""
-    standard, gated = result["models"]
-    # The standard model answers by whichever of its two ways is faster.
-    ours = min((standard["forward"], standard["prefill"]), key=lambda way: way["mean"])
-    theirs = gated["prefill"]
-    total = lambda model: model["weight_bytes"] + model["prefill_bytes"]
+    """(what, unit, standard, other, ratio): the ratio is above 1 where the other is better, but for perplexity."""
+    standard, other = result["models"]
+    # The standard model answers by whichever of its two ways is faster; a CGT's answers are verified.
+    ours = min((standard["forward"], standard["answer"]), key=lambda way: way["mean"])
+    theirs = other["answer"]
+    total = lambda model: model["weight_bytes"] + model["answer_bytes"]
     rows = [
         ("latency, average", "ms", 1e3 * ours["mean"], 1e3 * theirs["mean"]),
         ("latency, P50", "ms", 1e3 * ours["p50"], 1e3 * theirs["p50"]),
         ("latency, P99", "ms", 1e3 * ours["p99"], 1e3 * theirs["p99"]),
         ("latency, P99 of windows", "ms", 1e3 * ours["p99_of_windows"], 1e3 * theirs["p99_of_windows"]),
-        ("forward, average", "ms", 1e3 * standard["forward"]["mean"], 1e3 * gated["forward"]["mean"]),
-        ("decode, average", "ms a token", 1e3 * standard["decode"]["mean"], 1e3 * gated["decode"]["mean"]),
-        ("batch 32, average", "ms", 1e3 * standard["batch_prefill"]["mean"], 1e3 * gated["batch_prefill"]["mean"]),
-        ("memory, batch 32", "MB", 1e-6 * standard["prefill_bytes"], 1e-6 * gated["prefill_bytes"]),
-        ("memory with weights", "MB", 1e-6 * total(standard), 1e-6 * total(gated)),
-        ("memory, training forward", "MB", 1e-6 * standard["forward_bytes"], 1e-6 * gated["forward_bytes"]),
-        ("operations", "MFLOP a token", 1e-6 * standard["flops_per_token"], 1e-6 * gated["flops_per_token"]),
-        ("parameters", "million", 1e-6 * standard["parameters"], 1e-6 * gated["parameters"]),
-        ("perplexity", "", standard["perplexity"], gated["perplexity"]),
+        ("not verified, average", "ms", 1e3 * standard["prefill"]["mean"], 1e3 * other["prefill"]["mean"]),
+        ("training forward, average", "ms", 1e3 * standard["forward"]["mean"], 1e3 * other["forward"]["mean"]),
+        ("decode, average", "ms a token", 1e3 * standard["decode"]["mean"], 1e3 * other["decode"]["mean"]),
+        ("batch 32, average", "ms", 1e3 * standard["batch_answer"]["mean"], 1e3 * other["batch_answer"]["mean"]),
+        ("memory, batch 32", "MB", 1e-6 * standard["answer_bytes"], 1e-6 * other["answer_bytes"]),
+        ("memory with weights", "MB", 1e-6 * total(standard), 1e-6 * total(other)),
+        ("memory, training forward", "MB", 1e-6 * standard["forward_bytes"], 1e-6 * other["forward_bytes"]),
+        ("operations", "MFLOP a token", 1e-6 * standard["flops_per_token"], 1e-6 * other["flops_per_token"]),
+        ("parameters", "million", 1e-6 * standard["parameters"], 1e-6 * other["parameters"]),
+        ("perplexity", "", standard["perplexity"], other["perplexity"]),
     ]
-    return [(what, unit, a, b, b / a if what == "perplexity" else a / b if b else math.nan) for what, unit, a, b in rows]
+    return [(what, unit, a, b, b / a if what == "perplexity" else a / b) for what, unit, a, b in rows]
+
+
+def faster(point):
+    return point["standard_answer"]["mean"] / point["answer"]["mean"]
+
+
+def relative_perplexity(point):
+    """On the tokens that the CGT emits."""
+    return point["perplexity"] / point["standard_perplexity"]
+
+
+def print_pressure(results):
+    """Where the tokens went and what that did, mean over the seeds."""
+    points = list(zip(*(r["models"][1].get("verified", []) for r in results)))
+    if not points:
+        return
+    print("\n| pressure | times faster | perplexity, relative | reflex | standard | deep | escalate | layers | "
+          "escalated by verification | refused | energy, mean | P99 | largest | bound |\n" + "|---" * 14 + "|")
+    for group in points:
+        mean = lambda value: statistics.mean(value(point) for point in group)
+        lanes = " | ".join(f"{mean(lambda p: p['lanes'][lane]):.3f}" for lane in group[0]["lanes"])
+        print(f"| {group[0]['pressure']:g} | {mean(faster):.2f} | {mean(relative_perplexity):.4f} | {lanes} | "
+              f"{mean(lambda p: p['layers_used']):.2f} | {mean(lambda p: p['escalated_by_verification']):.4f} | "
+              f"{mean(lambda p: p['refused']):.4f} | {mean(lambda p: p['energy']['mean']):.3f} | "
+              f"{mean(lambda p: p['energy']['p99']):.3f} | {mean(lambda p: p['energy']['largest']):.3f} | "
+              f"{mean(lambda p: p['energy_bound']):.3f} |")
 
 
 def verdict(what, ratio):
@@ -231,6 +268,60 @@ def verdict(what, ratio):
     kind, target = TARGETS[what]
     met = ratio >= target if kind == "at least" else ratio <= target
     return f"{kind} {target:g}", "met" if met else f"missed: {ratio:.2f}"
+
+
+def frontier(results):
+    """SVG: perplexity over speed, each relative to the standard model's, one panel a text; a line is one model under
+    rising pressure, the shaded corner is what was promised."""
+    panels = sorted({(r["text"], r["threads"]) for r in results})
+    curves = {panel: [(r, [(faster(p), relative_perplexity(p), p["pressure"]) for p in r["models"][1]["verified"]])
+                      for r in results if (r["text"], r["threads"]) == panel and "verified" in r["models"][1]]
+              for panel in panels}
+    points = [point for panel in panels for _, curve in curves[panel] for point in curve]
+    right = max([6.0] + [1.05 * x for x, _, _ in points])
+    low = min([0.98] + [y - 0.01 for _, y, _ in points])
+    high = max([1.1] + [y + 0.01 for _, y, _ in points])
+    width, height, left, top = 440, 300, 56, 40
+    colours = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
+    names = sorted({r["row"] for panel in panels for r, _ in curves[panel]})
+    colour_of = {name: colours[i % len(colours)] for i, name in enumerate(names)}
+    text = lambda x, y, words, more="": f'<text x="{x:.1f}" y="{y:.1f}" {more}>{html.escape(words)}</text>'
+    svg = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{(width + 90) * len(panels) + 30}" height="{height + 122}" '
+           'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>']
+    for i, panel in enumerate(panels):
+        x_of = lambda x: left + i * (width + 90) + width * x / right
+        y_of = lambda y: top + height * (high - y) / (high - low)
+        begin, end = x_of(0), x_of(right)
+        svg.append(text(begin, 16, f"{panel[0]}, {panel[1]} thread(s)", 'font-weight="bold"'))
+        svg.append(text(begin, 32, "perplexity, relative to the standard model's on the tokens emitted", 'fill="#555"'))
+        svg.append(f'<rect x="{x_of(5):.1f}" y="{y_of(1.05):.1f}" width="{end - x_of(5):.1f}" '
+                   f'height="{top + height - y_of(1.05):.1f}" fill="#e3f2e3"/>')
+        step = next(step for step in (0.02, 0.05, 0.1, 0.2, 0.5, 1, 5) if (high - low) / step <= 8 or step == 5)
+        for k in range(math.ceil(low / step), math.floor(high / step) + 1):
+            y = k * step
+            svg.append(f'<path d="M{begin:.1f} {y_of(y):.1f}H{end:.1f}" stroke="#ddd"/>')
+            svg.append(text(begin - 6, y_of(y) + 4, f"{y:.2f}", 'text-anchor="end"'))
+        svg.append(f'<path d="M{begin:.1f} {top}V{top + height}H{end:.1f}" fill="none" stroke="black"/>')
+        for x in range(0, int(right) + 1, max(1, round(right / 8))):
+            svg.append(text(x_of(x), top + height + 16, str(x), 'text-anchor="middle"'))
+        svg.append(text(begin + width / 2, top + height + 34, "times faster than the standard model",
+                        'text-anchor="middle"'))
+        svg.append(f'<rect x="{x_of(1) - 4:.1f}" y="{y_of(1) - 4:.1f}" width="8" height="8"/>')
+        svg.append(text(x_of(1) + 8, y_of(1) + 4, "standard"))
+        for result, curve in curves[panel]:
+            colour = colour_of[result["row"]]
+            line = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y, _ in curve)
+            svg.append(f'<polyline points="{line}" fill="none" stroke="{colour}"/>')
+            for x, y, pressure in curve:
+                words = html.escape(f"{result['row']}, seed {result['seed']}, pressure {pressure:g}: {x:.2f} times "
+                                    f"faster, perplexity {y:.3f}")
+                svg.append(f'<circle cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="{5 if pressure == 0 else 3}" '
+                           f'fill="{colour}"><title>{words}</title></circle>')
+        for k, name in enumerate(names):
+            svg.append(text(begin + k * width / len(names), top + height + 54, name, f'fill="{colour_of[name]}"'))
+    svg.append(text(left, top + height + 74, "a line: one model under rising pressure, from its large dot on; shaded: "
+                    "the promise", 'fill="#555"'))
+    return "\n".join(svg) + "\n</svg>\n"
 
 
 def measure(options):
@@ -262,6 +353,10 @@ def measure(options):
             for r, line in zip(group, lines):
                 table.append([text, row, r["seed"], threads, *line, *verdict(what, line[4]), r["command"],
                               r["models"][0]["trained_by"], r["models"][1]["trained_by"]])
+        print_pressure(group)
+    if options.svg:
+        with open(options.svg, "w", encoding="utf-8") as file:
+            file.write(frontier(results))
     if options.csv:
         with open(options.csv, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -279,7 +374,8 @@ def main():
     one.add_argument("--bytes", type=int, default=5_000_000, help="how much of a text is used; its last tenth validates")
     one.add_argument("--steps", type=int, default=2000)
     one.add_argument("--seeds", type=int, nargs="+", default=[1])
-    one.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    one.add_argument("--rows", nargs="+", default=["standard", "cgt", "cgt_80"], help="of " + ", ".join(ROWS))
+    one.add_argument("--row", action="append", default=[], metavar="NAME='--model ...'", help="a row of your own")
     one.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     one.add_argument("--threads", type=int, default=1, help="threads of one run; the models do not depend on them")
     one.add_argument("--save-every", type=int, default=100, help="steps between checkpoints")

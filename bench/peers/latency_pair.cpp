@@ -14,9 +14,10 @@
 #include "rbar/io/tokenizer.hpp"
 #include "rbar/model/cgt.hpp"
 #include "rbar/model/transformer.hpp"
-#include "rbar/train/data.hpp"
-#include "rbar/train/loss.hpp"
+#include "rbar/train/evaluate.hpp"
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <string_view>
@@ -28,12 +29,13 @@ using Json = nlohmann::ordered_json;
 
 struct Options {
   Index threads = 1;
-  Index length = 128;        // tokens of a window
-  Index windows = 200;       // of one sequence each, spread over the validation text
-  Index rounds = 3;          // how often each window is timed
-  Index decode_windows = 8;  // whose tokens are also fed one by one
-  Index batch = 32;          // of the memory measurement
-  Index score_tokens = 0;    // validation tokens that the perplexity is taken over; 0: all
+  Index length = 128;           // tokens of a window
+  Index windows = 200;          // of one sequence each, spread over the validation text
+  Index rounds = 3;             // how often each window is timed
+  Index decode_windows = 8;     // whose tokens are also fed one by one
+  Index batch = 32;             // of the memory measurement
+  Index score_tokens = 0;       // validation tokens that the perplexity is taken over; 0: all
+  Index verify_tokens = 50001;  // ... and those that are verified, at each pressure
 
   void fields(auto&& visit) {
     visit("threads", threads);
@@ -43,6 +45,7 @@ struct Options {
     visit("decode-windows", decode_windows);
     visit("batch", batch);
     visit("score-tokens", score_tokens);
+    visit("verify-tokens", verify_tokens);
   }
 };
 
@@ -103,11 +106,10 @@ struct Timings {
   }
 };
 
-// A model whose tokens take lanes, more of them short ones under pressure.
+// A model whose tokens take lanes, more of them short ones under pressure, and whose outputs are verified.
 template <class Model>
-concept Gated = requires(typename Model::Cache cache, typename Model::State state) {
-  cache.pressure = state.pressure = 0.5;
-  cache.sheet().energy;
+concept Gated = requires(const Model model, ConstTensorView<Token, 2> tokens, typename Model::State state) {
+  model.infer(tokens, InferOptions{.pressure = 0.5}, state);
 };
 
 template <LanguageModel Model>
@@ -126,12 +128,22 @@ struct Subject {
     return bench::now() - start;
   }
   // The same into a fresh state, ready to go on: what a prompt costs.
-  double time_prefill(const Tensor<Token, 2>& window, double pressure = 0) {
+  double time_prefill(const Tensor<Token, 2>& window) {
     typename Model::State state;
-    if constexpr (Gated<Model>) state.pressure = pressure;
     const double start = bench::now();
     model.step(view(window), logits, state);
     return bench::now() - start;
+  }
+  // The same with every output verified, where a model does that.
+  double time_answer(const Tensor<Token, 2>& window, double pressure = 0) {
+    if constexpr (Gated<Model>) {
+      typename Model::State state;
+      const double start = bench::now();
+      const auto output = model.infer(view(window), {.pressure = pressure}, state);
+      return bench::now() - start;
+    } else {
+      return time_prefill(window);
+    }
   }
   // Its tokens one by one, from an empty context: mean of a token.
   double time_decode(const Tensor<Token, 2>& window) {
@@ -148,6 +160,15 @@ struct Subject {
       Tensor<float, 3> result;
       model.step(view(tokens), result, state);
     });
+  }
+  double memory_of_answer(const Tensor<Token, 2>& tokens) {
+    if constexpr (Gated<Model>)
+      return bench::heap_needed_by([&] {
+        typename Model::State state;
+        const auto output = model.infer(view(tokens), {}, state);
+      });
+    else
+      return memory_of_prefill(tokens);
   }
   double memory_of_forward(const Tensor<Token, 2>& tokens) {
     return bench::heap_needed_by([&] {
@@ -178,37 +199,66 @@ std::pair<Timings, Timings> in_turns(A& a, B& b, const std::vector<Tensor<Token,
   return timings;
 }
 
-// Loss over the text in consecutive windows, and where its tokens went.
+// Loss over the whole text in consecutive windows.
 template <class Model>
-Json score(const Model& model, TokenSpan tokens, Index length, double pressure) {
-  typename Model::Cache cache;
-  if constexpr (Gated<Model>) cache.pressure = pressure;
+Json score(const Model& model, TokenSpan tokens, Index length) {
+  const Evaluation evaluation = evaluate(model, tokens, {.window = length, .batch_size = 32});
+  return {{"nats", evaluation.nats},
+          {"perplexity", evaluation.perplexity},
+          {"predicted_tokens", evaluation.predicted_tokens}};
+}
+
+// Nats of one prediction.
+double loss_of(std::span<const float> logits, Token target) {
+  const double largest = *std::max_element(logits.begin(), logits.end());
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(static_cast<double>(logit) - largest);
+  return std::log(sum) + largest - static_cast<double>(logits[static_cast<std::size_t>(target)]);
+}
+
+// What becomes of the tokens of a text under pressure: lanes, energies, how many are refused, and the loss of those
+// that are emitted, beside that of a reference model on the same tokens.
+template <Gated Model, class Reference>
+Json verify(const Model& model, Reference& reference, TokenSpan tokens, Index length, double pressure) {
   ConsecutiveWindows windows(tokens, length);
   TokenBatch batch;
-  Tensor<float, 3> logits;
-  double sum = 0, count = 0;
+  double sum = 0, reference_sum = 0, refused = 0, escalated = 0, layers = 0, bound = 0;
   std::array<double, std::size(all_compute_lanes)> lanes{};
   std::vector<double> energies;
   while (windows.next(/*batch_size=*/32, batch)) {
-    model.forward(view(std::as_const(batch.inputs)), logits, cache);
-    const auto targets = view(std::as_const(batch.targets));
-    const double size = static_cast<double>(targets.size());
-    sum += size * cross_entropy<float>(view(std::as_const(logits)), targets, nullptr);
-    count += size;
-    if constexpr (Gated<Model>) {
-      const auto& sheet = cache.sheet();
-      for (Index row = 0; row < sheet.size(); ++row) {
-        ++lanes[static_cast<std::size_t>(routed_lane(model.config, model.stack.router, sheet, row))];
-        energies.push_back(static_cast<double>(energy_at(sheet, 3, row)));
+    typename Model::State state;
+    const auto output = model.infer(view(std::as_const(batch.inputs)), {.pressure = pressure}, state);
+    reference.model.forward(view(std::as_const(batch.inputs)), reference.logits, reference.cache);
+    bound = output.bound();
+    refused += static_cast<double>(output.refused());
+    for (Index b = 0; b < output.batch(); ++b)
+      for (Index t = 0; t < output.tokens(); ++t) {
+        const TokenTrace& trace = output.trace(b, t);
+        ++lanes[static_cast<std::size_t>(trace.lane)];
+        escalated += trace.lane != trace.routed;
+        layers += static_cast<double>(trace.layers_used);
+        if (const auto* emission = std::get_if<Emission>(&output.at(b, t))) {
+          sum += loss_of(output.logits(*emission), batch.targets(b, t));
+          reference_sum +=
+              loss_of({&reference.logits(b, t, 0), static_cast<std::size_t>(reference.logits.dimension(2))},
+                      batch.targets(b, t));
+          energies.push_back(emission->energy());
+        }
       }
-    }
   }
-  Json json{{"nats", sum / count}, {"perplexity", std::exp(sum / count)}, {"predicted_tokens", count}};
-  if constexpr (Gated<Model>) {
-    for (const ComputeLane lane : all_compute_lanes)
-      json["lanes"][name_of(lane)] = lanes[static_cast<std::size_t>(lane)] / count;
-    json["energy"] = summary_of(energies);
-  }
+  const double emitted = static_cast<double>(energies.size()), count = emitted + refused;
+  require(emitted > 0, "latency_pair", "emitted tokens", "at least one", emitted);
+  Json json{{"pressure", pressure},
+            {"tokens", count},
+            {"perplexity", std::exp(sum / emitted)},
+            {"standard_perplexity", std::exp(reference_sum / emitted)}};
+  for (const ComputeLane lane : all_compute_lanes)
+    json["lanes"][name_of(lane)] = lanes[static_cast<std::size_t>(lane)] / count;
+  json["layers_used"] = layers / count;
+  json["escalated_by_verification"] = escalated / count;
+  json["refused"] = refused / count;
+  json["energy"] = summary_of(energies);
+  json["energy_bound"] = bound;
   return json;
 }
 
@@ -221,6 +271,7 @@ Json describe(Subject<Model>& subject, const Options& options, const Tensor<Toke
           {"weight_bytes", static_cast<double>(parameters) * sizeof(float)},
           {"flops_per_token", flops(subject.model.config, options.length)},
           {"prefill_bytes", subject.memory_of_prefill(batch)},
+          {"answer_bytes", subject.memory_of_answer(batch)},
           {"forward_bytes", subject.memory_of_forward(batch)}};
 }
 
@@ -260,25 +311,24 @@ Json measure(const std::string& first_folder, const std::string& second_folder, 
                           [](auto& subject, const auto& window) { return subject.time_prefill(window); }));
   add("decode", in_turns(first, second, windows, decoded, options.rounds,
                          [](auto& subject, const auto& window) { return subject.time_decode(window); }));
-  add("batch_prefill", in_turns(first, second, batches, batches.size(), 1,
-                                [](auto& subject, const auto& tokens) { return subject.time_prefill(tokens); }));
-  // What the model knows, and how that bends under pressure.
-  const TokenSpan scored = options.score_tokens > 0 && options.score_tokens < static_cast<Index>(validation.size())
-                               ? validation.first(static_cast<std::size_t>(options.score_tokens))
-                               : validation;
-  a.update(score(first.model, scored, options.length, 0));
-  b.update(score(second.model, scored, options.length, 0));
+  add("batch_answer", in_turns(first, second, batches, batches.size(), 1,
+                               [](auto& subject, const auto& tokens) { return subject.time_answer(tokens); }));
+  add("answer", in_turns(first, second, windows, windows.size(), options.rounds,
+                         [](auto& subject, const auto& window) { return subject.time_answer(window); }));
+  const auto at_most = [&](Index count) {
+    return count > 0 ? validation.first(std::min(validation.size(), static_cast<std::size_t>(count))) : validation;
+  };
+  a.update(score(first.model, at_most(options.score_tokens), options.length));
+  b.update(score(second.model, at_most(options.score_tokens), options.length));
   if constexpr (Gated<Second>)
     for (const double pressure : {0.0, 0.25, 0.5, 0.75, 1.0}) {
+      Json point = verify(second.model, first, at_most(options.verify_tokens), options.length, pressure);
       const auto timings =
           in_turns(first, second, windows, windows.size(), /*rounds=*/1,
-                   [&](auto& subject, const auto& window) { return subject.time_prefill(window, pressure); });
-      Json point =
-          score(second.model, scored.first(std::min<std::size_t>(scored.size(), 100001)), options.length, pressure);
-      point["pressure"] = pressure;
-      point["prefill"] = timings.second.summary();
-      point["other_prefill"] = timings.first.summary();
-      b["under_pressure"].push_back(point);
+                   [&](auto& subject, const auto& window) { return subject.time_answer(window, pressure); });
+      point["answer"] = timings.second.summary();
+      point["standard_answer"] = timings.first.summary();
+      b["verified"].push_back(point);
     }
   json["models"] = {a, b};
   return json;
