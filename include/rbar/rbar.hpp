@@ -28,6 +28,8 @@
 #include "rbar/routing/router.hpp"
 #include "rbar/routing/simple_mixer.hpp"
 #include "rbar/routing/witness.hpp"
+#include "rbar/sheaf/csr_mask.hpp"
+#include "rbar/sheaf/pattern_report.hpp"
 #include "rbar/sheaf/restriction_map.hpp"
 #include "rbar/sheaf/sheaf_attention.hpp"
 #include "rbar/sheaf/sheaf_graph.hpp"

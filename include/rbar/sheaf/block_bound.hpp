@@ -74,6 +74,33 @@ void choose_incoherent(Index lane, Index count, double share, const T* residual,
   for (Index i = 0; i < keep; ++i) kept[order[i] / 64] |= std::uint64_t{1} << order[i] % 64;
 }
 
+// Sets the bits of the blocks number[i], ascending, whose U exceeds the threshold of the lane or is not a number.
+template <class T>
+void note_kept(const T* upper, const simd::Batch<T>& threshold, const Index* number, Index count,
+               const BoundRows<T>& rows) {
+  constexpr Index L = simd::lanes<T>;
+  alignas(64) T cut[L];
+  simd::store(cut, threshold);
+  for (Index i = 0; i < count;) {
+    const Index first = number[i] / 32 * 32;
+    alignas(64) std::uint32_t bits[L] = {};
+    for (; i < count && number[i] < first + 32; ++i) {
+      const T* u = upper + i * L;
+      const auto shift = static_cast<std::uint32_t>(number[i] - first);
+      for (Index lane = 0; lane < L; ++lane) bits[lane] |= static_cast<std::uint32_t>(!(u[lane] <= cut[lane])) << shift;
+    }
+    for (Index lane = 0; lane < rows.count; ++lane)
+      rows.kept[lane][first / 64] |= static_cast<std::uint64_t>(bits[lane]) << first % 64;
+  }
+}
+
+template <class T>
+auto lanes_that_skip(Index b, const BoundRows<T>& rows) {
+  alignas(64) T seen[simd::lanes<T>] = {};
+  for (Index lane = 0; lane < rows.count; ++lane) seen[lane] = static_cast<T>(rows.kept[lane][b / 64] >> b % 64 & 1);
+  return simd::load(seen) == simd::zero<T>();
+}
+
 }  // namespace detail
 
 // Decides for every row of a register, by itself. `outcomes[lane]` for lane < rows.count.
@@ -82,10 +109,11 @@ void choose_blocks(const BlockBalls<T>& blocks, const BoundRows<T>& rows, const 
                    RowOutcome* outcomes) {
   constexpr Index L = simd::lanes<T>;
   using B = simd::Batch<T>;
-  const Index n = blocks.count, words = (n + 63) / 64;
-  T* upper = simd::thread_scratch<T, detail::BoundScratch>(3 * n * L);  // U, relative to 2^reference
-  T* lower = upper + n * L;                                             // L, the same
-  T* residual = lower + n * L;                                          // (D − r)₊²
+  const bool coherent = config.policy == SparsityPolicy::keep_coherent;
+  const Index n = blocks.count;
+  T* upper = simd::thread_scratch<T, detail::BoundScratch>(3 * n * L);  // log2 U, then U relative to 2^reference
+  T* lower = upper + n * L;                                             // log2 L, then L
+  T* residual = lower + n * L;                                          // (D − r)₊
   simd::tile_product<false>(n, L, blocks.dim, blocks.center, blocks.dim, Index{1}, rows.query, L, upper, L);
 
   const T gamma = detail::distance_error<T>(blocks.dim, blocks.capacity);
@@ -107,83 +135,78 @@ void choose_blocks(const BlockBalls<T>& blocks, const BoundRows<T>& rows, const 
     reference = simd::max(reference, log2_lower);
     simd::store(upper + b * L, log2_upper);
     simd::store(lower + b * L, log2_lower);
-    simd::store(residual + b * L, gap * gap);
+    if (!coherent) simd::store(residual + b * L, gap);
   }
 
-  // Z ≥ 1 from here on. Larger U than 2^60 are not told apart, smaller ones than a float holds are made up for.
-  const B underflow = simd::broadcast(static_cast<T>(n) * T(0x1p-100));
-  B total = simd::exp2(log2_open - reference);
+  // Most blocks are out of the question for all rows: together less than n·2^negligible of Z. The others move up.
+  Index* number = simd::thread_scratch<Index, detail::BoundScratch>(2 * n);  // of the block, for each that is left
+  Index left = 0;
+  const T negligible = coherent && config.epsilon > 0 ? static_cast<T>(std::log2(config.epsilon)) - 30
+                                                      : -std::numeric_limits<T>::infinity();
+  B total = simd::exp2(log2_open - reference);  // Z ≥ 1 from here on
   for (Index b = 0; b < n; ++b) {
+    const B log2_upper = simd::load(upper + b * L) - reference;
+    if (xsimd::all(log2_upper < simd::broadcast(negligible))) continue;
     const B low = simd::exp2(simd::load(lower + b * L) - reference);
-    simd::store(upper + b * L, simd::exp2(simd::min(simd::load(upper + b * L) - reference, simd::broadcast(T(60)))));
-    simd::store(lower + b * L, low);
     total = total + low;
+    simd::store(upper + left * L, simd::exp2(simd::min(log2_upper, simd::broadcast(T(60)))));  // beyond, all are kept
+    simd::store(lower + left * L, low);
+    number[left++] = b;
   }
+  // A float holds nothing below 2^−126.
+  const B rest =
+      simd::broadcast(static_cast<T>(n) * static_cast<T>(std::exp2(std::max(static_cast<double>(negligible), -100.0))));
 
-  // Skipping all U ≤ εZ/2n never goes too far, any U > εZ/2 always would.
-  B threshold = simd::broadcast(T(-1));
-  if (config.policy == SparsityPolicy::keep_coherent) {
+  const B threshold_of_none = simd::broadcast(T(-1));
+  B threshold = threshold_of_none;  // up to which U a row skips
+  if (coherent) {
+    // Any U > εZ/2 would go too far; most often all that are smaller may go. All U ≤ εZ/4n always may.
     const B budget = simd::broadcast(static_cast<T>(0.5 * config.epsilon * (1 - 1e-5))) * total;
-    B low = budget * simd::broadcast(T(1) / static_cast<T>(std::max<Index>(n, 1))), high = budget;
-    for (int round = 0; round < 6; ++round) {
-      const B middle = xsimd::sqrt(low * high);
-      B sum = underflow;
-      for (Index b = 0; b < n; ++b) {
-        const B u = simd::load(upper + b * L);
-        sum = sum + xsimd::select(u <= middle, u, zero);
+    const auto fits = [&](const B& largest) {
+      B sum = rest;
+      for (Index i = 0; i < left; ++i) {
+        const B u = simd::load(upper + i * L);
+        sum = sum + xsimd::select(u <= largest, u, zero);
       }
-      const auto fits = sum <= budget;
-      threshold = xsimd::select(fits, middle, threshold);
-      low = xsimd::select(fits, middle, low);
-      high = xsimd::select(fits, high, middle);
+      return sum <= budget;
+    };
+    threshold = budget;
+    if (!xsimd::all(fits(budget))) {
+      B low = budget * simd::broadcast(T(1) / static_cast<T>(4 * n)), high = budget;
+      threshold = xsimd::select(fits(high), high, xsimd::select(fits(low), low, threshold_of_none));
+      for (int round = 0; round < 8; ++round) {
+        const B middle = xsimd::sqrt(low * high);
+        const auto good = fits(middle);
+        threshold = simd::max(threshold, xsimd::select(good, middle, threshold_of_none));
+        low = xsimd::select(good, middle, low);
+        high = xsimd::select(good, high, middle);
+      }
     }
   }
-
-  alignas(64) T cut[L], skipped_weight[L], kept_weight[L], nearest_block[L];
-  simd::store(cut, threshold);
-  simd::store(nearest_block, nearest);
-  if (config.policy == SparsityPolicy::keep_incoherent) {
-    Index* order = simd::thread_scratch<Index, detail::BoundScratch>(n);
-    for (Index lane = 0; lane < rows.count; ++lane)
-      detail::choose_incoherent(lane, n, config.keep_share, residual, rows.kept[lane], order);
+  if (coherent) {
+    detail::note_kept(upper, threshold, number, left, rows);
   } else {
-    for (Index first = 0; first < n; first += 32) {
-      std::uint32_t bits[L] = {};
-      for (Index b = first; b < std::min(n, first + 32); ++b)
-        for (Index lane = 0; lane < L; ++lane)
-          bits[lane] |= static_cast<std::uint32_t>(!(upper[b * L + lane] <= cut[lane])) << (b - first);
-      for (Index lane = 0; lane < rows.count; ++lane)
-        rows.kept[lane][first / 64] |= static_cast<std::uint64_t>(bits[lane]) << first % 64;
-    }
+    for (Index lane = 0; lane < rows.count; ++lane)
+      detail::choose_incoherent(lane, n, config.keep_share, residual, rows.kept[lane], number + n);
   }
 
   // Δ of what was chosen.
-  if (config.policy == SparsityPolicy::keep_coherent) {
-    B sum = zero, kept = simd::exp2(log2_open - reference);
-    for (Index b = 0; b < n; ++b) {
-      const B u = simd::load(upper + b * L);
-      const auto skip = u <= threshold;
-      sum = sum + xsimd::select(skip, u, zero);
-      kept = kept + xsimd::select(skip, zero, simd::load(lower + b * L));
-    }
-    simd::store(skipped_weight, sum);
-    simd::store(kept_weight, kept);
-  } else {
-    simd::store(kept_weight, simd::exp2(log2_open - reference));
-    for (Index lane = 0; lane < L; ++lane) {
-      skipped_weight[lane] = 0;
-      for (Index b = 0; lane < rows.count && b < n; ++b)
-        rows.kept[lane][b / 64] >> b % 64 & 1 ? kept_weight[lane] += lower[b * L + lane]
-                                              : skipped_weight[lane] += upper[b * L + lane];
-    }
+  B skipped = left < n ? rest : zero, kept = simd::exp2(log2_open - reference);
+  for (Index i = 0; i < left; ++i) {
+    const B u = simd::load(upper + i * L), low = simd::load(lower + i * L);
+    auto skips = u <= threshold;
+    if (!coherent) skips = detail::lanes_that_skip(number[i], rows);
+    skipped = skipped + xsimd::select(skips, u, zero);
+    kept = kept + xsimd::select(skips, zero, low);
   }
+  alignas(64) T share[L], nearest_block[L];
+  simd::store(share, xsimd::select(skipped > zero, skipped / (kept + skipped), zero));
+  simd::store(nearest_block, nearest);
   for (Index lane = 0; lane < rows.count; ++lane) {
     Index seen = 0;
-    for (Index w = 0; w < words; ++w) seen += std::popcount(rows.kept[lane][w]);
-    const T skipped = skipped_weight[lane];
-    outcomes[lane] = {skipped > 0 ? static_cast<float>(skipped / (kept_weight[lane] + skipped)) : 0.0f,
-                      static_cast<std::int32_t>(n), static_cast<std::int32_t>(n - seen),
-                      n > 0 ? static_cast<std::int32_t>(nearest_block[lane]) : -1};
+    for (Index w = 0; 64 * w < n; ++w) seen += std::popcount(rows.kept[lane][w]);
+    outcomes[lane] = {static_cast<float>(share[lane]), static_cast<std::int32_t>(n),
+                      static_cast<std::int32_t>(n - seen), static_cast<std::int32_t>(nearest_block[lane])};
   }
 }
 

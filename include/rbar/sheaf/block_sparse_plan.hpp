@@ -87,6 +87,18 @@ struct BlockSparsePlan {
     });
   }
 
+  // visit(key) for every bundled key that a row sees, block by block. The keys of its open chunk come on top.
+  template <class Visit>
+  void for_each_far_key(Index b, Index head, Index row, Visit&& visit) const {
+    const KeyBlocks<T>& own = blocks.data()[b * kv_heads + head / (heads / kv_heads)];
+    const std::uint64_t* seen = kept.data() + (row * heads + head) * words;
+    for (Index number = 0; number < own.count; ++number) {
+      if ((seen[number / 64] >> number % 64 & 1) == 0) continue;
+      const Index* keys = own.key_of_slot.data() + number * own.block;
+      for (Index i = 0; i < own.filled(number, closed.data()[row]); ++i) visit(keys[i]);
+    }
+  }
+
   // Bundles the keys of all chunks that are closed for some row.
   void bundle(const HeadsView<const T>& query, const HeadsView<const T>& keys, const HeadsView<const T>& values,
               const SheafScore<T>& score, const OpenChunkMask& mask, const SparsityConfig& config) {

@@ -61,7 +61,9 @@ RBAR_INLINE T square_distance(const T* a, const T* b, const T* c, Index dim) {
 template <class T>
 struct KeyBlocks {
   // Groups: at most this many once n keys have come. Early on there are few, so that few blocks stay nearly empty.
-  static Index max_groups(const SparsityConfig& config, Index keys) { return std::min(config.clusters, 16 + keys / 16); }
+  static Index max_groups(const SparsityConfig& config, Index keys) {
+    return std::min(config.clusters, 16 + keys / 16);
+  }
   // Blocks: full ones and one in the making for every group.
   static Index max_blocks(const SparsityConfig& config, Index keys) {
     return keys == 0 ? 0 : keys / config.block + max_groups(config, keys);
@@ -100,6 +102,8 @@ struct KeyBlocks {
     if (bundled == 0 && end > 0) settle(std::min({end, config.chunk, max_sample}), key_row);
     for (; bundled < end; ++bundled) {
       const T* key = key_row(bundled);
+      if (bundled + ahead < end)
+        for (Index d = 0; d < dim; d += line) RBAR_PREFETCH_FAR(key_row(bundled + ahead) + d);
       const Index slot = slot_in(group_for(config, key));
       key_of_slot[static_cast<std::size_t>(slot)] = bundled;
       store(bundled, slot);
@@ -110,7 +114,10 @@ struct KeyBlocks {
   Index filled(Index b, Index keys) const {
     const Index* first = key_of_slot.data() + b * block;
     const Index length = fill.data()[b];
-    return first[length - 1] < keys ? length : std::lower_bound(first, first + length, keys) - first;
+    if (first[length - 1] < keys) return length;
+    Index before = 0;
+    for (Index i = 0; i < length; ++i) before += first[i] < keys;
+    return before;
   }
 
   // Measures the blocks as they were when `keys` keys had come. keys_by_slot: [blocks·block][dim].
@@ -128,6 +135,8 @@ struct KeyBlocks {
 
  private:
   static constexpr Index max_sample = 256;
+  static constexpr Index ahead = 8;                                  // keys fetched before their turn
+  static constexpr Index line = 64 / static_cast<Index>(sizeof(T));  // of a cache
 
   Index group_stride_ = 0;
   T founding_ = 0;                 // squared distance from all leaders at which a key founds a group
