@@ -24,7 +24,8 @@ struct RaggedList {
   std::vector<Index> items;
   std::vector<Index> first;  // [lists + 1]
 
-  // Item i goes into list list_of(i), for i = 0, 1, ... in this order; list_of may name several.
+  // visit_pairs(add) calls add(list, item) for every entry; a list keeps the order of its calls. It runs twice, first
+  // to count.
   template <class Visit>
   RaggedList(Index lists, Visit&& visit_pairs) : first(static_cast<std::size_t>(lists) + 1, 0) {
     visit_pairs([&](Index list, Index) { ++first[static_cast<std::size_t>(list) + 1]; });
