@@ -93,7 +93,9 @@ class Run:
             sys.exit(f"no row {row}; there are {', '.join(ROWS)}")
         self.name = f"{text_name}/{row}/{seed}"
         self.folder = os.path.join(options.out, text_name, row, str(seed))
-        self.recipe = [*ROWS[row].split(), *SIZE, *RECIPE, *options.extra, "--steps", str(options.steps), "--seed",
+        words = [*SIZE, *RECIPE, *ROWS[row].split(), *options.extra]
+        settings = dict(zip(words[::2], words[1::2]))  # what comes later wins
+        self.recipe = [*(word for pair in settings.items() for word in pair), "--steps", str(options.steps), "--seed",
                        str(seed), "--text", text]
         self.command = [options.rbar_lm, "train", *self.recipe, "--out", self.folder, "--threads",
                         str(options.threads), "--save-every", str(options.save_every), "--csv",
