@@ -1,3 +1,4 @@
+#include "model/cgt_support.hpp"
 #include "model/transformer_support.hpp"
 #include "rbar/model/cort.hpp"
 #include "support/allocations.hpp"
@@ -55,4 +56,54 @@ TEST_CASE("CoRT's second forward and backward pass allocate nothing, whatever is
     CHECK((pass(1) > 0 || !test::counts_allocations));
     for (const std::uint64_t seed : {2u, 3u, 4u, 5u}) CHECK(pass(seed) == 0);
   }
+}
+
+TEST_CASE("a gated transformer's second round of passes allocates nothing, whoever goes how far") {
+  auto config = cgt_test::tiny_config();
+  config.dropout = 0.1;
+  const bool exits = GENERATE(false, true), sparse = GENERATE(false, true);
+  config.early_exit.enabled = exits;
+  config.sparsity.enabled = sparse;
+  config.sparsity.chunk = config.sparsity.block = 4;
+  INFO("early exit " << exits << ", sparse " << sparse);
+  const auto model = cgt_test::random_model<float>(config, 1);
+  Tensor<float, 3> dlogits(3, config.max_seq_len, config.vocab_size), logits;
+  dlogits.setConstant(0.1f);
+  CoherenceGatedTransformer<float>::Cache cache;
+  auto grad = zeros_like(model);
+  const auto round = [&] {
+    long count = 0;
+    for (const std::uint64_t seed : {1u, 2u, 3u, 4u}) {
+      const auto tokens = random_tokens(3, config.max_seq_len, config.vocab_size, seed);
+      cache.dropout = {true, 1, seed};
+      count += test::allocations_in([&] {
+        model.forward(tokens, logits, cache);
+        model.backward(dlogits, cache, grad);
+      });
+    }
+    return count;
+  };
+  CHECK((round() > 0 || !test::counts_allocations));
+  CHECK(round() == 0);
+}
+
+// A token that goes on after many that stopped asks for all their keys at once, which may need more scratch than ever
+// before; here everybody goes on.
+TEST_CASE("tokens of a gated stream allocate nothing once the keys have their room") {
+  auto config = cgt_test::tiny_config();
+  config.max_seq_len = 64;
+  auto model = cgt_test::random_model<float>(config, 2);
+  model.stack.router.set_thresholds({0, 0, 1e20, 1e21});
+  const auto tokens = random_tokens(2, 60, config.vocab_size, 3);
+  CoherenceGatedTransformer<float>::State state;
+  Tensor<float, 3> logits;
+  Tensor<Token, 2> next(2, 1);
+  long late = 0;
+  for (Index t = 0; t < 60; ++t) {
+    next(0, 0) = tokens(0, t);
+    next(1, 0) = tokens(1, t);
+    const long count = test::allocations_in([&] { model.step(next, logits, state); });
+    if (t >= 50) late += count;
+  }
+  CHECK(late == 0);
 }

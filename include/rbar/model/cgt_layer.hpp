@@ -11,6 +11,7 @@
 #include "rbar/nn/norm.hpp"
 #include "rbar/nn/one_of.hpp"
 
+#include <array>
 #include <utility>
 
 namespace rbar {
@@ -49,7 +50,7 @@ struct CGTLayer {
     Tensor<T, 2> pending, normed_pending;    // of keys that are asked for the first time
     typename LayerNorm<T>::Cache norm;       // of a stream, as are the next
     AttentionCache<T> attention;
-    typename Block::Cache block;
+    std::array<typename Block::Cache, 3> block;  // of each kind of layer
   };
 
   LayerKind kind = LayerKind::reflex;
@@ -169,7 +170,7 @@ struct CGTLayer {
     std::swap(state.scratch, scratch.attention);
     add_with_dropout<T>(0, {}, 0, as_const(h), as_const(branch), h);
     norm2.forward(as_const(h), normed, scratch.norm);
-    block.forward(as_const(normed), branch, scratch.block);
+    block.forward(as_const(normed), branch, scratch.block[static_cast<std::size_t>(kind)]);
     add_with_dropout<T>(0, {}, 0, as_const(h), as_const(branch), h);
   }
 
