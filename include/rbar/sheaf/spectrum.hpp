@@ -1,7 +1,7 @@
 // Smallest eigenvalues of sheaf Laplacians, and what is reported of them: they say how many independent ways there are
 // to agree everywhere (the zeros) and how strongly the rest is held together (λ₂, the gap). Nothing here feeds an
-// output. Small matrices are solved densely by Eigen; large sparse ones by Spectra where RBAR_SPECTRA is defined (CMake:
-// link rbar::spectra), and are refused elsewhere.
+// output. Small matrices are solved densely by Eigen; large sparse ones by Spectra where RBAR_SPECTRA is defined
+// (CMake: link rbar::spectra), and are refused elsewhere.
 #pragma once
 
 #include "rbar/sheaf/residual.hpp"
@@ -82,8 +82,12 @@ struct DeflatedInverse {
     std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) { return rank(a) > rank(b); });
     order.resize(std::min(order.size(), static_cast<std::size_t>(count)));
     const bool changed = std::any_of(order.begin(), order.end(), [&](Index i) { return i >= old; });
-    values = all_values(order);
-    vectors = all_vectors(Eigen::all, order);
+    values.resize(static_cast<Index>(order.size()));
+    vectors.resize(rows(), values.size());
+    for (Index i = 0; i < values.size(); ++i) {
+      values(i) = all_values(order[static_cast<std::size_t>(i)]);
+      vectors.col(i) = all_vectors.col(order[static_cast<std::size_t>(i)]);
+    }
     return changed;
   }
 };
