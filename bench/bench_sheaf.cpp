@@ -110,7 +110,7 @@ double paired_ratio(Ours&& ours, Theirs&& theirs) {
   const double once = seconds(theirs, 1);
   const int repeats = static_cast<int>(std::clamp(4e-3 / once, 1.0, 1e6));
   std::vector<double> ratios;
-  for (int pair = 0; pair < (once < 0.1 ? 21 : 7); ++pair) {
+  for (int pair = 0; pair < (once < 0.1 ? 21 : 11); ++pair) {
     const double before = pair % 2 == 0 ? seconds(theirs, repeats) : 0, mine = seconds(ours, repeats);
     ratios.push_back(mine / (pair % 2 == 0 ? before : seconds(theirs, repeats)));
   }
