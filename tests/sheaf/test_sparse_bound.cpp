@@ -135,8 +135,9 @@ TEST_CASE("the bounds enclose the weight of a block", "[sparse]") {
     std::vector<double> by_slot(
         static_cast<std::size_t>(KeyBlocks<double>::max_blocks(config, tokens) * config.block * dim));
     const auto row = [&](Index j) { return p.keys(p.key).at(0, 0, j); };
-    blocks.bundle(config, tokens, row,
-                  [&](Index j, Index slot) { std::copy_n(row(j), dim, by_slot.data() + slot * dim); });
+    blocks.bundle(config, tokens, row, [&](Index first, Index count, const Index* slots) {
+      for (Index i = 0; i < count; ++i) std::copy_n(row(first + i), dim, by_slot.data() + slots[i] * dim);
+    });
     const Index keys = sparse::pick(rng, 1, tokens);
     const BlockBalls<double> balls = blocks.seek(keys, by_slot.data());
     const double* query = p.queries(p.query).at(0, 0, 0);

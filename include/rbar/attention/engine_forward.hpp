@@ -70,6 +70,7 @@ struct ForwardTile {
       if (tile.rows == 0) continue;
       few = tile.rows <= lanes / 2;
       load_queries();
+      if constexpr (has_query_order<Mask>) fetch_queries(tiling, number - 1, output);
       tile.visit_keys(mask, tile_keys_for<T>(std::max(key.dim, value.dim)),
                       [&](Index first, Index count) { add_keys(first, count); });
       finish(output, log_sum_exp);
@@ -98,6 +99,18 @@ struct ForwardTile {
       std::fill_n(outputs, value.dim * tile.width(), T(0));
     }
     values.load_queries(score, tile);
+  }
+
+  // Rows in another order than memory's have no neighbours that the processor would fetch by itself.
+  void fetch_queries(const Tiling& tiling, Index number, const HeadsView<T>& output) const {
+    if (number < 0) return;
+    constexpr Index line = 64 / static_cast<Index>(sizeof(T));
+    for (Index i = 0; i < tiling.queries; ++i) {
+      const QueryIndex& like = tile.queries[0];
+      const Index at = mask.query_at(tile.pair, like.head, number * tiling.queries + i);
+      for (Index d = 0; d < query.dim; d += line) RBAR_PREFETCH_FAR(query.at(like.batch, like.head, at) + d);
+      for (Index d = 0; d < value.dim; d += line) RBAR_PREFETCH_FAR(output.at(like.batch, like.head, at) + d);
+    }
   }
 
   void add_keys(Index first, Index count) {

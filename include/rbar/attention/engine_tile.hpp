@@ -59,7 +59,8 @@ inline constexpr bool has_query_order = requires(const Mask mask, const Sequence
 };
 template <class Mask>
 inline constexpr bool has_key_stretches = requires(const Mask mask, const SequencePair pair) {
-  mask.keys_within(pair, Index{0}, Index{0}, KeyRange{});
+  mask.keys_within(pair, static_cast<const QueryIndex*>(nullptr), Index{0}, KeyRange{},
+                   static_cast<KeyRange*>(nullptr));
 };
 template <class Mask>
 inline constexpr bool has_single_entries = requires(const Mask mask, const SequencePair pair) {
@@ -153,8 +154,9 @@ struct QueryTile {
       for (Index next; from < to; from = next) {
         next = std::min(to, (from / tile_keys + 1) * tile_keys);
         if constexpr (has_key_stretches<Mask>) {
-          for (Index row = 0; row < rows; ++row)
-            set_keys(row, mask.keys_within(pair, queries[row].head, queries[row].query, {from, next}));
+          KeyRange seen[max_rows];
+          mask.keys_within(pair, queries, rows, {from, next}, seen);
+          for (Index row = 0; row < rows; ++row) set_keys(row, seen[row]);
           bound_vectors();
         }
         visit(from, next - from);

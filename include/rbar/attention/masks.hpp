@@ -10,8 +10,9 @@
 //   void visit_blocks(const SequencePair&, Index head, Index query_begin, Index query_end, auto&& visit) const;
 //                                   calls visit(begin, end) for the stretches of keys that these queries (of
 //                                   one query block) may see, ascending and disjoint
-//   KeyRange keys_within(const SequencePair&, Index head, Index query, KeyRange stretch) const;
-//                                   what this query sees of a stretch that was visited, or of a part of it
+//   void keys_within(const SequencePair&, const QueryIndex* queries, Index count, KeyRange stretch,
+//                    KeyRange* seen) const;
+//                                   what these queries see of a stretch that was visited, or of a part of it
 //   bool visible(const SequencePair&, Index head, Index query, Index key) const;   single entries
 //   Index query_at(const SequencePair&, Index head, Index number) const;
 //                                   queries are put into tiles in this order (a permutation), which should bring

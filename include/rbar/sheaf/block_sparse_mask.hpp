@@ -3,6 +3,7 @@
 #pragma once
 
 #include "rbar/attention/masks.hpp"
+#include "rbar/attention/scores.hpp"
 #include "rbar/sheaf/key_blocks.hpp"
 
 #include <algorithm>
@@ -64,11 +65,17 @@ struct BlockSparseMask {
     }
   }
 
-  KeyRange keys_within(const SequencePair& pair, Index head, Index query, KeyRange stretch) const {
-    const KeyBlocks<T>& own = blocks_of(pair, head);
-    const Index b = stretch.begin / own.block;
-    if ((kept_by(pair, head, query)[b / 64] >> b % 64 & 1) == 0) return {};
-    return {b * own.block, b * own.block + own.filled(b, closed[pair.query_row + query])};
+  void keys_within(const SequencePair& pair, const QueryIndex* queries, Index count, KeyRange stretch,
+                   KeyRange* seen) const {
+    const KeyBlocks<T>& own = blocks_of(pair, queries[0].head);
+    const Index b = stretch.begin / own.block, first = b * own.block, length = own.fill.data()[b];
+    const Index last_key = own.key_of_slot.data()[first + length - 1];
+    for (Index i = 0; i < count; ++i) {
+      const QueryIndex& at = queries[i];
+      const bool kept_here = (kept[(at.row * heads + at.head) * words + b / 64] >> b % 64 & 1) != 0;
+      const Index before = closed[at.row];
+      seen[i] = kept_here ? KeyRange{first, first + (last_key < before ? length : own.filled(b, before))} : KeyRange{};
+    }
   }
 
  private:

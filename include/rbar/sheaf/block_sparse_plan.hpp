@@ -123,6 +123,7 @@ struct BlockSparsePlan {
       needed = std::max(needed, KeyBlocks<T>::max_blocks(config, latest) * config.block);
     }
     grow(needed, keys.dim, values.dim);
+    constexpr Index ahead = KeyBlocks<T>::ahead;
     parallel_for(batch * kv_heads, 1, [&](Index begin, Index end) {
       for (Index job = begin; job < end; ++job) {
         const Index b = job / kv_heads, head = job % kv_heads;
@@ -133,12 +134,20 @@ struct BlockSparsePlan {
         own.reserve(config, keys.dim, latest);
         own.bundle(
             config, latest, [&](Index j) { return keys.at(b, head, j); },
-            [&](Index j, Index slot) {
-              const Index row = job * slots + slot;
-              std::copy_n(keys.at(b, head, j), keys.dim, key.data() + row * keys.dim);
-              std::copy_n(values.at(b, head, j), values.dim, value.data() + row * values.dim);
-              key_square_norm(b * slots + slot, head) =
-                  score.key_square_norm[(keys.first_row(b) + j) * kv_heads + head];
+            [&](Index first, Index count, const Index* own_slots) {
+              for (Index i = 0; i < count; ++i) {
+                const Index j = first + i, row = job * slots + own_slots[i];
+                if (i + ahead < count) {
+                  const Index next = job * slots + own_slots[i + ahead];
+                  KeyBlocks<T>::fetch_row(values.at(b, head, j + ahead), values.dim);
+                  KeyBlocks<T>::fetch_row(key.data() + next * keys.dim, keys.dim);
+                  KeyBlocks<T>::fetch_row(value.data() + next * values.dim, values.dim);
+                }
+                std::copy_n(keys.at(b, head, j), keys.dim, key.data() + row * keys.dim);
+                std::copy_n(values.at(b, head, j), values.dim, value.data() + row * values.dim);
+                key_square_norm(b * slots + own_slots[i], head) =
+                    score.key_square_norm[(keys.first_row(b) + j) * kv_heads + head];
+              }
             });
       }
     });

@@ -96,18 +96,29 @@ struct KeyBlocks {
     for (auto* values : {&center_square_norm_, &radius_, &spread_, &log2_keys_}) values->resize(blocks);
   }
 
-  // Gives keys [bundled, end) their slots, for which there must be room; store(key, slot) puts them there.
+  // Gives keys [bundled, end) their slots, for which there must be room. store(first, count, slots) puts keys first,
+  // first + 1, … there, a few at a time.
   template <class KeyRow, class Store>
   void bundle(const SparsityConfig& config, Index end, KeyRow&& key_row /*(j) -> const T* */, Store&& store) {
     if (bundled == 0 && end > 0) settle(std::min({end, config.chunk, max_sample}), key_row);
-    for (; bundled < end; ++bundled) {
-      const T* key = key_row(bundled);
-      if (bundled + ahead < end)
-        for (Index d = 0; d < dim; d += line) RBAR_PREFETCH_FAR(key_row(bundled + ahead) + d);
-      const Index slot = slot_in(group_for(config, key));
-      key_of_slot[static_cast<std::size_t>(slot)] = bundled;
-      store(bundled, slot);
+    Index slots[64];
+    while (bundled < end) {
+      const Index first = bundled, last = std::min(end, bundled + 64);
+      for (; bundled < last; ++bundled) {
+        const T* key = key_row(bundled);
+        if (bundled + ahead < end) fetch_row(key_row(bundled + ahead), dim);
+        const Index slot = slot_in(group_for(config, key));
+        key_of_slot.data()[slot] = bundled;
+        slots[bundled - first] = slot;
+      }
+      store(first, last - first, slots);
     }
+  }
+
+  // Starts to read a row that is needed soon.
+  static constexpr Index ahead = 8;  // rows
+  static void fetch_row(const T* row, Index width) {
+    for (Index d = 0; d < width; d += 64 / static_cast<Index>(sizeof(T))) RBAR_PREFETCH_FAR(row + d);
   }
 
   // Slots of block b whose keys come before `keys`: the first so many.
@@ -135,8 +146,6 @@ struct KeyBlocks {
 
  private:
   static constexpr Index max_sample = 256;
-  static constexpr Index ahead = 8;                                  // keys fetched before their turn
-  static constexpr Index line = 64 / static_cast<Index>(sizeof(T));  // of a cache
 
   Index group_stride_ = 0;
   T founding_ = 0;                 // squared distance from all leaders at which a key founds a group
