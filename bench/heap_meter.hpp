@@ -1,19 +1,29 @@
 // Bytes on the heap of the whole process, Eigen's and operator new's alike: now, and the most there have been since
-// the last restart. Defines malloc itself, so include it in exactly one source file of an executable. Only where the
-// C library is glibc; elsewhere `measures_heap` is false and everything is 0.
+// the last restart. Defines malloc itself, so include it in exactly one source file of an executable, after all else.
+// Only where the C library is glibc and no sanitizer has taken malloc already; elsewhere `measures_heap` is false and
+// everything is 0.
 #pragma once
 
 #include <atomic>
 #include <cstddef>
 #include <cstdlib>
 
-#if defined(__GLIBC__)
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define RBAR_BENCH_SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define RBAR_BENCH_SANITIZED 1
+#endif
+#if defined(__GLIBC__) && !defined(RBAR_BENCH_SANITIZED)
+#define RBAR_BENCH_METERS_HEAP 1
 #include <malloc.h>
 #endif
 
 namespace rbar::bench {
 
-#if defined(__GLIBC__)
+#if defined(RBAR_BENCH_METERS_HEAP)
 inline constexpr bool measures_heap = true;
 #else
 inline constexpr bool measures_heap = false;
@@ -34,7 +44,7 @@ double heap_needed_by(Body&& body) {
 
 }  // namespace rbar::bench
 
-#if defined(__GLIBC__)
+#if defined(RBAR_BENCH_METERS_HEAP)
 extern "C" {
 void* __libc_malloc(std::size_t);
 void* __libc_calloc(std::size_t, std::size_t);
@@ -60,23 +70,21 @@ inline void uncount(void* pointer) {
 }  // namespace rbar::bench::detail
 
 extern "C" {
-void* malloc(std::size_t size) noexcept { return rbar::bench::detail::counted(__libc_malloc(size)); }
-void* calloc(std::size_t count, std::size_t size) noexcept {
-  return rbar::bench::detail::counted(__libc_calloc(count, size));
-}
-void* realloc(void* old, std::size_t size) noexcept {
+void* malloc(std::size_t size) { return rbar::bench::detail::counted(__libc_malloc(size)); }
+void* calloc(std::size_t count, std::size_t size) { return rbar::bench::detail::counted(__libc_calloc(count, size)); }
+void* realloc(void* old, std::size_t size) {
   rbar::bench::detail::uncount(old);
   return rbar::bench::detail::counted(__libc_realloc(old, size));
 }
-void* memalign(std::size_t alignment, std::size_t size) noexcept {
+void* memalign(std::size_t alignment, std::size_t size) {
   return rbar::bench::detail::counted(__libc_memalign(alignment, size));
 }
-void* aligned_alloc(std::size_t alignment, std::size_t size) noexcept { return memalign(alignment, size); }
-int posix_memalign(void** out, std::size_t alignment, std::size_t size) noexcept {
+void* aligned_alloc(std::size_t alignment, std::size_t size) { return memalign(alignment, size); }
+int posix_memalign(void** out, std::size_t alignment, std::size_t size) {
   *out = memalign(alignment, size);
   return *out ? 0 : 12;  // ENOMEM
 }
-void free(void* pointer) noexcept {
+void free(void* pointer) {
   rbar::bench::detail::uncount(pointer);
   __libc_free(pointer);
 }

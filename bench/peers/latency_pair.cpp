@@ -7,7 +7,6 @@
 // The folders are rbar_lm's, trained on bytes, the second a CGT's or another standard model's; of TEXT the last tenth
 // validates. Ends with one line of JSON; times in
 // seconds, memory in bytes, energies normalised by the model's own running scale.
-#include "../heap_meter.hpp"
 #include "../support.hpp"
 
 #include "rbar/io/pretrained.hpp"
@@ -21,6 +20,8 @@
 #include <cmath>
 #include <cstdio>
 #include <string_view>
+
+#include "../heap_meter.hpp"
 
 namespace {
 
@@ -145,11 +146,17 @@ struct Subject {
       return time_prefill(window);
     }
   }
-  // Its tokens one by one, from an empty context: mean of a token.
+  // Its tokens one by one, from an empty context, verified likewise: mean of a token.
   double time_decode(const Tensor<Token, 2>& window) {
     typename Model::State state;
     const double start = bench::now();
-    for (Index t = 0; t < window.size(); ++t) model.step(view(window.data() + t, 1, 1), logits, state);
+    for (Index t = 0; t < window.size(); ++t) {
+      const auto token = view(window.data() + t, 1, 1);
+      if constexpr (Gated<Model>)
+        const auto output = model.infer(token, {}, state);
+      else
+        model.step(token, logits, state);
+    }
     return (bench::now() - start) / static_cast<double>(window.size());
   }
 
@@ -297,6 +304,7 @@ Json measure(const std::string& first_folder, const std::string& second_folder, 
   json["windows"] = options.windows;
   json["rounds"] = options.rounds;
   json["batch"] = options.batch;
+  json["heap_measured"] = bench::measures_heap;
   json["fma_peak"] = bench::fma_peak<float>(5);
   Json a = describe(first, options, batch), b = describe(second, options, batch);
   const auto add = [&](const char* name, const std::pair<Timings, Timings>& timings) {
