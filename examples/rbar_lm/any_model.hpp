@@ -4,6 +4,7 @@
 #pragma once
 
 #include "rbar/audit/causality.hpp"
+#include "rbar/audit/lane_report.hpp"
 #include "rbar/audit/routing_report.hpp"
 #include "rbar/model/generate.hpp"
 #include "rbar/train/trainer.hpp"
@@ -60,6 +61,8 @@ class AnyModel {
   virtual rbar::CausalityReport causality(const rbar::CausalityOptions&) const = 0;
   // What the routers do with a text; no layers for a model without routers.
   virtual rbar::RoutingReport routing(rbar::TokenSpan, std::vector<std::string> pieces) const = 0;
+  // Which lanes the tokens take. Errors: a family without lanes.
+  virtual rbar::LaneReport lanes(rbar::TokenSpan, std::vector<std::string> pieces) const = 0;
   virtual void save(const std::filesystem::path& folder) const = 0;
 };
 

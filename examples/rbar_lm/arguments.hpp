@@ -39,6 +39,7 @@ struct Arguments {
   bool no_cache = false;
 
   Index audit_trials = 16;
+  std::string html;  // file for the lane report
 
   std::uint64_t seed = 1;
   int threads = 0;  // 0: all cores
@@ -50,5 +51,6 @@ int eval(const Arguments&);
 int generate(const Arguments&);
 int audit(const Arguments&);
 int inspect(const Arguments&);
+int lanes(const Arguments&);
 
 }  // namespace rbar_lm

@@ -3,6 +3,8 @@
 #include "arguments.hpp"
 #include "text.hpp"
 
+#include "rbar/audit/lane_report_html.hpp"
+#include "rbar/io/file.hpp"
 #include "rbar/io/json.hpp"
 #include "rbar/train/progress.hpp"
 
@@ -213,6 +215,26 @@ int inspect(const Arguments& a) {
     if (!routing.layers.empty()) std::printf("routing\n%s", routing.text(rbar::is_terminal(stdout)).c_str());
     json["attention_share"] = attention_share(*model, tokens, model->longest_context());
   }
+  print_json(a, json);
+  return 0;
+}
+
+int lanes(const Arguments& a) {
+  const auto model = load_model(a.from);
+  const AnyTokenizer tokenizer = load_tokenizer(a.from);
+  const std::vector<Token> tokens = tokenizer.encode(a.prompt);
+  rbar::require(!tokens.empty(), "arguments", "--prompt", "some text", "none");
+  const rbar::LaneReport report = model->lanes(tokens, tokenizer.pieces(tokens));
+  if (!a.html.empty()) rbar::write_file_atomically(a.html, lane_report_html(report, "Lanes of " + a.from));
+  std::printf("%s", report.text(rbar::is_terminal(stdout)).c_str());
+  Json json;
+  json["model"] = model->family();
+  json["tokens"] = tokens.size();
+  for (const rbar::ComputeLane lane : rbar::all_compute_lanes)
+    json["shares"][name_of(lane)] = report.summary(lane).share;
+  json["refused"] = report.summary().refused;
+  json["layers_used"] = report.summary().layers_used;
+  json["energy_out"] = report.summary().energy_out;
   print_json(a, json);
   return 0;
 }

@@ -126,15 +126,17 @@ int run(int count, char** values) {
   inspect_command.add_option("--from", a.from, "Folder of a trained model (instead of a fresh --model)");
   inspect_command.add_option("--prompt", a.prompt, "Show which of its tokens go to attention");
 
+  CLI::App& lanes_command = *app.add_subcommand("lanes", "Which lanes the tokens of a --prompt take, and why");
+  add_saved_model(lanes_command, a);
+  lanes_command.add_option("--prompt", a.prompt, "Text to look at")->required();
+  lanes_command.add_option("--html", a.html, "Write the report as one HTML file, too");
+
   struct Command {
     CLI::App* app;
     int (*run)(const Arguments&);
   };
-  const Command commands[] = {{&train_command, train},
-                              {&eval_command, eval},
-                              {&generate_command, generate},
-                              {&audit_command, audit},
-                              {&inspect_command, inspect}};
+  const Command commands[] = {{&train_command, train}, {&eval_command, eval},       {&generate_command, generate},
+                              {&audit_command, audit}, {&inspect_command, inspect}, {&lanes_command, lanes}};
   for (const Command& command : commands) add_common(*command.app, a);
 
   try {

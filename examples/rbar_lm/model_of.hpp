@@ -114,6 +114,12 @@ class ModelOf final : public AnyModel {
     else
       return {std::move(pieces), {}};
   }
+  rbar::LaneReport lanes(rbar::TokenSpan tokens, std::vector<std::string> pieces) const override {
+    if constexpr (rbar::TracedModel<M>)
+      return rbar::lane_report(model_, tokens, std::move(pieces));
+    else
+      throw rbar::Error("lanes", "model", "a family whose tokens take lanes, such as cgt", M::model_type);
+  }
   void save(const std::filesystem::path& folder) const override { rbar::save_pretrained(model_, folder); }
 
  private:

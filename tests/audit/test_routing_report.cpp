@@ -72,7 +72,7 @@ TEST_CASE("coloured text shows characters whole and lets no control sequence thr
   // The two bytes of é are two tokens; the third token tries to clear the screen.
   const auto r = report({"\xc3", "\xa9", "\x1b[2J", "<\n"}, {{false, true, false, true}});
   const std::string text = r.text(true);
-  CHECK_THAT(text, ContainsText("\x1b[38;5;196mé\x1b[0m\x1b[38;5;244m␛[2J\x1b[0m\x1b[38;5;196m<␊\x1b[0m\n"));
+  CHECK_THAT(text, ContainsText("\x1b[38;5;196mé\x1b[0m\x1b[38;5;244m␛[2J\x1b[0m\x1b[38;5;196m<↵\n\x1b[0m"));
   CHECK(text.find("\x1b[2J") == text.npos);
   CHECK_THAT(report({"\xff", "\xc3", "a", "\xe6\x97"}, {}).text(true), ContainsText("\uFFFD"));
 }

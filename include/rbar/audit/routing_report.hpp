@@ -2,12 +2,11 @@
 //   std::cout << routing_report(model, tokens, pieces).text(/*colour=*/true);
 #pragma once
 
+#include "rbar/audit/report_text.hpp"
 #include "rbar/core/parameters.hpp"
-#include "rbar/io/utf8.hpp"
 
 #include <algorithm>
 #include <concepts>
-#include <cstdio>
 #include <iterator>
 #include <span>
 #include <string>
@@ -16,45 +15,6 @@
 #include <vector>
 
 namespace rbar {
-
-namespace detail {
-
-// One line of text that a terminal may print: control characters become pictures of themselves, bytes
-// that are no UTF-8 the replacement character.
-inline std::string visible_text(std::string_view text) {
-  std::string result;
-  for (std::size_t i = 0; i < text.size();) {
-    const CodePoint point = decode_utf8(text, i);
-    const bool control = point.value < 0x20 || (point.value >= 0x7f && point.value < 0xa0);
-    if (point.value == CodePoint::invalid)
-      result += "\uFFFD";
-    else if (control)
-      append_utf8(result, point.value < 0x20 ? 0x2400 + point.value : 0x2421);
-    else
-      result += text.substr(i, point.length);
-    i += point.length;
-  }
-  return result;
-}
-
-// Does `text` stop in the middle of a character? Then the next token carries on with it.
-inline bool ends_inside_character(std::string_view text) {
-  for (std::size_t back = 1; back <= std::min<std::size_t>(3, text.size()); ++back) {
-    const auto byte = static_cast<unsigned char>(text[text.size() - back]);
-    if ((byte & 0xc0) == 0x80) continue;
-    return back < (byte >= 0xf0 ? 4u : byte >= 0xe0 ? 3u : byte >= 0xc0 ? 2u : 1u);
-  }
-  return false;
-}
-
-template <class... Values>
-std::string format_line(const char* format, Values... values) {
-  char line[160];
-  const int size = std::snprintf(line, sizeof line, format, values...);
-  return std::string(line, static_cast<std::size_t>(std::clamp(size, 0, static_cast<int>(sizeof line) - 1)));
-}
-
-}  // namespace detail
 
 inline namespace audit {
 
@@ -117,9 +77,7 @@ struct RoutingReport {
       const int x = left + cell * static_cast<int>(t) + 4;
       out +=
           detail::format_line("<text transform=\"translate(%d,%d) rotate(90)\" xml:space=\"preserve\">", x, height - 6);
-      for (const char c : detail::visible_text(pieces[t]))
-        out += c == '<' ? "&lt;" : c == '>' ? "&gt;" : c == '&' ? "&amp;" : std::string(1, c);
-      out += "</text>\n";
+      out += detail::escape_markup(detail::visible_text(pieces[t])) + "</text>\n";
     }
     return out + "</svg>\n";
   }
@@ -133,16 +91,11 @@ struct RoutingReport {
   }
   std::string coloured_text() const {
     constexpr std::string_view reset = "\x1b[0m";
-    std::string out, piece;
-    std::size_t times = 0;
-    for (std::size_t t = 0; t < pieces.size(); ++t) {
-      // Tokens that share a character are shown together, in the colour of the most attended one.
-      times = std::max(piece.empty() ? 0 : times, times_attended(t));
-      piece += pieces[t];
-      if (t + 1 < pieces.size() && detail::ends_inside_character(piece)) continue;
-      const bool line_end = piece.ends_with('\n');
-      out.append(colour_of(times)).append(detail::visible_text(piece)).append(reset).append(line_end ? "\n" : "");
-      piece.clear();
+    std::string out;
+    for (const auto& group : detail::groups_by_character(pieces)) {
+      std::size_t times = 0;  // of the most attended token in it
+      for (std::size_t t = group.first; t < group.first + group.count; ++t) times = std::max(times, times_attended(t));
+      out.append(colour_of(times)).append(detail::visible_text(group.text, /*break_lines=*/true)).append(reset);
     }
     out += "\nlayers that gave attention:";
     for (std::size_t n = 0; n <= layers.size(); ++n) out.append(" ").append(colour_of(n)).append(std::to_string(n));
