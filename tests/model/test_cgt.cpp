@@ -2,7 +2,7 @@
 #include "rbar/audit/causality.hpp"
 #include "rbar/audit/gradient_check.hpp"
 #include "rbar/io/pretrained.hpp"
-#include "rbar/model/generate.hpp"
+#include "rbar/train/loss.hpp"
 
 #include <filesystem>
 
@@ -26,6 +26,12 @@ CGTConfig variant(int number) {
     config.standard_layers = 1;
     config.map = RestrictionMapKind::low_rank;
     config.map_rank = 3;
+  }
+  if (number == 4) {  // tokens that leave in the middle of a lane
+    config.n_layers = 7;
+    config.standard_layers = 4;
+    config.early_exit.enabled = true;
+    config.early_exit.epsilon = 0.25;
   }
   return config;
 }
@@ -54,7 +60,7 @@ TEST_CASE("a gated transformer is its definition") {
 }
 
 TEST_CASE("gradients of a gated transformer, through lanes, gates, experts and energies") {
-  const int number = GENERATE(0, 1, 2, 3);
+  const int number = GENERATE(0, 1, 2, 3, 4);
   INFO("variant " << number);
   const auto config = variant(number);
   const auto model = random_model<double>(config, 11);
@@ -62,9 +68,13 @@ TEST_CASE("gradients of a gated transformer, through lanes, gates, experts and e
   CoherenceGatedTransformer<double>::Cache cache;
   Tensor<double, 3> logits;
   model.forward(tokens, logits, cache);
-  CHECK(segment_sizes(cache.sheet())[2] > 0);
+  CHECK((segment_sizes(cache.sheet())[2] > 0 || config.early_exit.enabled));
   CHECK(segment_sizes(cache.sheet())[0] > 0);
   CHECK(cache.auxiliary_loss > 0);
+  const auto& sheet = cache.sheet();
+  CHECK((std::ranges::count(sheet.stopped, true) > 0) == config.early_exit.enabled);
+  for (std::size_t n = 0; n < sheet.stopped.size(); ++n)
+    CHECK(sheet.stopped[n] == (sheet.exit[n] != ExitReason::max_layers_reached));
   const auto report = gradient_check(model, tokens, {.samples_per_tensor = 3});
   INFO(report.worst);
   CHECK(report.error < 1e-6);
@@ -144,6 +154,41 @@ TEST_CASE("dropout of a gated transformer has the gradient of its mask") {
   CHECK(report.error < 1e-6);
 }
 
+TEST_CASE("training steps hold the lanes at their shares, and learn") {
+  auto config = tiny_config();
+  Rng rng(1);
+  CoherenceGatedTransformer<float> model(config, rng);
+  auto gradient = zeros_like(model);
+  CoherenceGatedTransformer<float>::Cache cache;
+  Tensor<float, 3> logits;
+  constexpr int steps = 120;
+  std::array<double, 3> shares{};
+  double first = 0, last = 0;
+  for (int step = 0; step < steps; ++step) {
+    auto tokens = random_tokens(6, 24, config.vocab_size, static_cast<std::uint64_t>(step));
+    for (Index i = 1; i < tokens.size(); ++i)  // mostly the token after the one before
+      if (tokens.data()[i] % 4 != 0) tokens.data()[i] = static_cast<Token>((tokens.data()[i - 1] + 1) % 13);
+    Tensor<Token, 2> targets = tokens;
+    std::copy_n(tokens.data() + 1, tokens.size() - 1, targets.data());
+    model.forward(tokens, logits, cache);
+    const double loss = cross_entropy<float>(view(std::as_const(logits)), view(std::as_const(targets)), &logits);
+    (step == 0 ? first : last) = loss;
+    set_zero(gradient);
+    model.backward(logits, cache, gradient);
+    const auto values = parameters_of(model), gradients = parameters_of(gradient);
+    for (std::size_t i = 0; i < values.size(); ++i)
+      for (Index j = 0; j < values[i].size; ++j) values[i].data[j] -= 0.2f * gradients[i].data[j];
+    model.adapt(cache);
+    if (step < steps / 2) continue;
+    const auto sizes = segment_sizes(cache.sheet());
+    for (std::size_t i = 0; i < 3; ++i)
+      shares[i] += static_cast<double>(sizes[i]) / static_cast<double>(cache.sheet().size()) / (steps / 2);
+  }
+  CHECK(last < first - 0.3);
+  CHECK(shares[0] == Approx(0.4).margin(0.08));
+  CHECK(shares[1] == Approx(0.3).margin(0.08));
+}
+
 TEST_CASE("pressure sends more tokens to the reflex lane and fewer up") {
   const auto model = random_model<double>(tiny_config(), 51);
   const auto tokens = random_tokens(4, 24, 13, 6);
@@ -186,10 +231,10 @@ TEST_CASE("a gated transformer's presets, depths and costs") {
   CHECK(shallow.reflex_end() == 1);
   CHECK(shallow.standard_end() == 2);
   const double d = 512;
-  CHECK(flops(config, 128, 1, 0).feed_forward == 0);
-  CHECK(flops(config, 128, 0.6, 0.25).propagation == Approx(12 * 4 * d * d));
-  CHECK(flops(config, 128, 0.5, 0.5).feed_forward == Approx(0.5 * 4 * 4 * d * 2048));
-  CHECK(flops(config, 128) < flops(config, 128, 0, 0).total());
+  CHECK(flops(config, 128, {1, 0, 0}).feed_forward == 0);
+  CHECK(flops(config, 128, {0.6, 0.25, 0.15}).propagation == Approx(12 * 4 * d * d));
+  CHECK(flops(config, 128, {0.5, 0.5, 0}).feed_forward == Approx(0.5 * 4 * 4 * d * 2048));
+  CHECK(flops(config, 128) < flops(config, 128, {0, 0, 1}).total());
 }
 
 TEST_CASE("a gated transformer refuses configs, tokens and weights that make no sense") {

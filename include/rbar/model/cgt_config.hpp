@@ -166,8 +166,8 @@ struct CGTFlops {
   double total() const { return routing + propagation + attention + feed_forward + head; }
 };
 
-// For sequences of `tokens` of which these shares stop after the reflex and after the standard layers; dense maps.
-inline CGTFlops flops(const CGTConfig& config, Index tokens, double share_reflex, double share_standard) {
+// For sequences of `tokens` that take the lanes in these shares; dense maps.
+inline CGTFlops flops(const CGTConfig& config, Index tokens, const LaneShares& shares) {
   const auto as_double = [](Index value) { return static_cast<double>(value); };
   const double d = as_double(config.d_model), all = as_double(tokens);
   const double kv = config.n_kv_heads > 0 ? as_double(config.n_kv_heads) / as_double(config.n_heads) : 1.0;
@@ -177,8 +177,8 @@ inline CGTFlops flops(const CGTConfig& config, Index tokens, double share_reflex
   for (Index layer = 0; layer < config.n_layers; ++layer) {
     const LayerKind kind = config.kind_of(layer);
     const double share = kind == LayerKind::reflex     ? 1
-                         : kind == LayerKind::standard ? 1 - share_reflex
-                                                       : 1 - share_reflex - share_standard;
+                         : kind == LayerKind::standard ? 1 - shares.reflex
+                                                       : 1 - shares.reflex - shares.standard;
     const double seen = kind == LayerKind::reflex ? in_window : (all + 1) / 2;
     flops.propagation += 4 * d * d * kv;                    // ρ_k, ρ_v of every token
     flops.attention += share * (4 * d * d + 4 * d * seen);  // ρ_q, output; scores and sums
@@ -194,7 +194,7 @@ inline CGTFlops flops(const CGTConfig& config, Index tokens, double share_reflex
 
 // At the shares the router aims at.
 inline double flops(const CGTConfig& config, Index tokens) {
-  return flops(config, tokens, config.router.share_reflex, config.router.share_standard).total();
+  return flops(config, tokens, config.router.shares()).total();
 }
 
 }  // namespace rbar
