@@ -20,6 +20,8 @@
 #include <cmath>
 #include <cstdio>
 #include <string_view>
+#include <tuple>
+#include <utility>
 
 #include "../heap_meter.hpp"
 
@@ -186,27 +188,29 @@ struct Subject {
   }
 };
 
-// Times `call` on both, window by window, in turns that begin with each of them as often.
-template <class A, class B, class Call>
-std::pair<Timings, Timings> in_turns(A& a, B& b, const std::vector<Tensor<Token, 2>>& windows, std::size_t count,
-                                     Index rounds, Call&& call) {
-  std::pair<Timings, Timings> timings;
-  timings.first.seconds.resize(count);
-  timings.second.seconds.resize(count);
-  for (std::size_t i = 0; i < std::min<std::size_t>(3, count); ++i) call(a, windows[i]), call(b, windows[i]);
+// Times `calls` on both models, window by window, in turns that begin with each of them as often. A turn starts with a
+// call that is not timed: the other model has had the cache.
+template <class A, class B, class... Calls>
+auto in_turns(A& a, B& b, const std::vector<Tensor<Token, 2>>& windows, std::size_t count, Index rounds,
+              Calls&&... calls) {
+  using Pair = std::pair<Timings, Timings>;
+  std::array<Pair, sizeof...(Calls)> timings;
+  for (auto& [first, second] : timings) first.seconds.resize(count), second.seconds.resize(count);
+  const auto turn = [&](auto& subject, Timings Pair::*of_subject, std::size_t i) {
+    std::get<0>(std::tie(calls...))(subject, windows[i]);
+    std::size_t way = 0;
+    ((timings[way++].*of_subject).seconds[i].push_back(calls(subject, windows[i])), ...);
+  };
   for (Index round = 0; round < rounds; ++round)
     for (std::size_t i = 0; i < count; ++i) {
-      const auto first = [&] { timings.first.seconds[i].push_back(call(a, windows[i])); };
-      const auto second = [&] { timings.second.seconds[i].push_back(call(b, windows[i])); };
-      if ((static_cast<Index>(i) + round) % 2 == 0)
-        first(), second();
-      else
-        second(), first();
+      const bool a_first = (static_cast<Index>(i) + round) % 2 == 0;
+      if (a_first) turn(a, &Pair::first, i);
+      turn(b, &Pair::second, i);
+      if (!a_first) turn(a, &Pair::first, i);
     }
   return timings;
 }
 
-// Loss over the whole text in consecutive windows.
 template <class Model>
 Json score(const Model& model, TokenSpan tokens, Index length) {
   const Evaluation evaluation = evaluate(model, tokens, {.window = length, .batch_size = 32});
@@ -313,16 +317,16 @@ Json measure(const std::string& first_folder, const std::string& second_folder, 
   };
   const auto decoded = static_cast<std::size_t>(std::min(options.decode_windows, options.windows));
   const std::vector<Tensor<Token, 2>> batches(3, batch);
-  add("forward", in_turns(first, second, windows, windows.size(), options.rounds,
-                          [](auto& subject, const auto& window) { return subject.time_forward(window); }));
-  add("prefill", in_turns(first, second, windows, windows.size(), options.rounds,
-                          [](auto& subject, const auto& window) { return subject.time_prefill(window); }));
-  add("decode", in_turns(first, second, windows, decoded, options.rounds,
-                         [](auto& subject, const auto& window) { return subject.time_decode(window); }));
-  add("batch_answer", in_turns(first, second, batches, batches.size(), 1,
-                               [](auto& subject, const auto& tokens) { return subject.time_answer(tokens); }));
-  add("answer", in_turns(first, second, windows, windows.size(), options.rounds,
-                         [](auto& subject, const auto& window) { return subject.time_answer(window); }));
+  const auto forward = [](auto& subject, const auto& tokens) { return subject.time_forward(tokens); };
+  const auto prefill = [](auto& subject, const auto& tokens) { return subject.time_prefill(tokens); };
+  const auto answer = [](auto& subject, const auto& tokens) { return subject.time_answer(tokens); };
+  const auto decode = [](auto& subject, const auto& tokens) { return subject.time_decode(tokens); };
+  const auto latencies = in_turns(first, second, windows, windows.size(), options.rounds, forward, prefill, answer);
+  add("forward", latencies[0]);
+  add("prefill", latencies[1]);
+  add("answer", latencies[2]);
+  add("decode", in_turns(first, second, windows, decoded, options.rounds, decode)[0]);
+  add("batch_answer", in_turns(first, second, batches, batches.size(), 1, answer)[0]);
   const auto at_most = [&](Index count) {
     return count > 0 ? validation.first(std::min(validation.size(), static_cast<std::size_t>(count))) : validation;
   };
@@ -333,7 +337,7 @@ Json measure(const std::string& first_folder, const std::string& second_folder, 
       Json point = verify(second.model, first, at_most(options.verify_tokens), options.length, pressure);
       const auto timings =
           in_turns(first, second, windows, windows.size(), /*rounds=*/1,
-                   [&](auto& subject, const auto& window) { return subject.time_answer(window, pressure); });
+                   [&](auto& subject, const auto& window) { return subject.time_answer(window, pressure); })[0];
       point["answer"] = timings.second.summary();
       point["standard_answer"] = timings.first.summary();
       b["verified"].push_back(point);
