@@ -1,0 +1,267 @@
+// PhaseGPT: a GPT-2 in which some layers let the tokens' phases synchronise instead of (or beside) attending,
+//   h ← h + dropout(mix(LN₁h)),  mix = attention | phase attention | both;   h ← h + dropout(FFN(LN₂h))
+// Source: the PhaseGPT package. Causal and attractive here by default; with Causality::reference, Coupling::reference
+// and PhaseReadout::raw a phase layer computes what the package computes, which sees the future.
+#pragma once
+
+#include "rbar/model/model_ends.hpp"
+#include "rbar/model/phasegpt_config.hpp"
+#include "rbar/nn/dropout.hpp"
+#include "rbar/nn/feed_forward.hpp"
+#include "rbar/nn/norm.hpp"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+#include <variant>
+#include <vector>
+
+namespace rbar {
+
+// [B, T, D] -> [B, T, D].
+template <class T>
+struct PhaseGPTLayer {
+  using Scalar = T;
+  template <template <class> class... Mixers>
+  struct Kinds {
+    using Layer = std::variant<Mixers<T>...>;
+    using Cache = std::variant<typename Mixers<T>::Cache...>;
+    using State = std::variant<typename Mixers<T>::State...>;
+  };
+  using Mixer = Kinds<MultiHeadAttention, PhaseAttention, HybridAttention>;
+
+  struct Cache {
+    Tensor<T, 3> input, normed, middle, branch, normed_middle;
+    typename LayerNorm<T>::Cache norm1, norm2;
+    typename Mixer::Cache mixer;
+    typename FeedForward<T>::Cache ffn;
+    mutable Tensor<T, 3> dbranch, dnormed;  // scratch of backward
+
+    double auxiliary_loss() const {
+      if (const auto* phase = std::get_if<typename PhaseAttention<T>::Cache>(&mixer)) return phase->auxiliary_loss;
+      if (const auto* hybrid = std::get_if<typename HybridAttention<T>::Cache>(&mixer))
+        return hybrid->phase.auxiliary_loss;
+      return 0;
+    }
+  };
+  struct State {
+    typename Mixer::State mixer;
+    Cache scratch;
+  };
+
+  double dropout_rate = 0;
+  LayerNorm<T> norm1, norm2;
+  typename Mixer::Layer mixer;
+  FeedForward<T> ffn;
+
+  PhaseGPTLayer() = default;
+  PhaseGPTLayer(const PhaseGPTConfig& config, bool oscillates, Rng& rng)
+      : dropout_rate(config.dropout),
+        norm1(config.d_model, config.layer_norm_eps),
+        norm2(config.d_model, config.layer_norm_eps) {
+    if (!oscillates)
+      mixer = MultiHeadAttention<T>(config.attention(), rng);
+    else if (config.phase_share >= 1)
+      mixer = PhaseAttention<T>(config.phase_attention(), rng);
+    else
+      mixer = HybridAttention<T>(config.hybrid_attention(), rng);
+    ffn = FeedForward<T>(config.d_model, config.ff_width(), /*bias=*/true, rng);
+  }
+
+  // Dropout streams: `stream` and the three after it.
+  void forward(ConstTensorView<T, 3> x, const DropoutState& dropout, std::uint64_t stream, Tensor<T, 3>& y,
+               Cache& cache) const {
+    ensure_shape(cache.input, shape_of(x));
+    std::copy_n(x.data(), x.size(), cache.input.data());
+    apply(x, dropout, stream, y, cache, [&](ConstTensorView<T, 3> normed, Tensor<T, 3>& branch) {
+      visit_mixer(cache.mixer, [&](const auto& chosen, auto& mixer_cache) {
+        if constexpr (requires { mixer_cache.dropout; })
+          mixer_cache.dropout = dropout, mixer_cache.dropout_stream = stream + 2;
+        else if constexpr (requires { mixer_cache.phase; })
+          mixer_cache.phase.dropout = dropout, mixer_cache.phase.dropout_stream = stream + 2;
+        chosen.forward(normed, branch, mixer_cache);
+      });
+    });
+  }
+
+  void backward(ConstTensorView<T, 3> dy, const DropoutState& dropout_state, std::uint64_t stream, const Cache& cache,
+                Tensor<T, 3>& dx, PhaseGPTLayer& grad) const {
+    ensure_shape(dx, shape_of(dy));
+    ensure_shape(cache.dbranch, shape_of(dy));
+    ensure_shape(cache.dnormed, shape_of(dy));
+    const auto branch_gradient = [&](const T* from, std::uint64_t branch_stream) {
+      std::copy_n(from, dy.size(), cache.dbranch.data());
+      dropout<T>(dropout_rate, dropout_state, branch_stream, rows(cache.dbranch));
+    };
+    std::copy_n(dy.data(), dy.size(), dx.data());
+    branch_gradient(dy.data(), stream + 1);
+    ffn.backward(rows(std::as_const(cache.dbranch)), rows(cache.normed_middle), cache.ffn, rows(cache.dnormed),
+                 grad.ffn);
+    norm2.backward(rows(std::as_const(cache.dnormed)), rows(cache.middle), cache.norm2, rows(dx), grad.norm2,
+                   /*accumulate_dx=*/true);
+    branch_gradient(dx.data(), stream);
+    std::visit(
+        [&]<class Chosen>(const Chosen& chosen) {
+          chosen.backward(view(std::as_const(cache.dbranch)), std::get<typename Chosen::Cache>(cache.mixer),
+                          cache.dnormed, std::get<Chosen>(grad.mixer));
+        },
+        mixer);
+    norm1.backward(rows(std::as_const(cache.dnormed)), rows(cache.input), cache.norm1, rows(dx), grad.norm1,
+                   /*accumulate_dx=*/true);
+  }
+
+  // The next tokens of a stream of at most `limit`.
+  void step(ConstTensorView<T, 3> x, Index limit, Tensor<T, 3>& y, State& state) const {
+    apply(x, {}, 0, y, state.scratch, [&](ConstTensorView<T, 3> normed, Tensor<T, 3>& branch) {
+      visit_mixer(state.mixer, [&](const auto& chosen, auto& mixer_state) {
+        if constexpr (requires { mixer_state.keys; })
+          mixer_state.keys.limit = limit;
+        else if constexpr (requires { mixer_state.attention.keys; })
+          mixer_state.attention.keys.limit = limit;
+        chosen.step(normed, branch, mixer_state);
+      });
+    });
+  }
+
+  void parameters(auto&& visit) {
+    visit_layer(visit, "norm1", norm1);
+    std::visit([&](auto& chosen) { visit_layer(visit, "mixer", chosen); }, mixer);
+    visit_layer(visit, "norm2", norm2);
+    visit_layer(visit, "ffn", ffn);
+  }
+
+ private:
+  // Calls body(mixer, its part of the variant), which is made if the variant holds another kind's.
+  template <class Part, class Body>
+  void visit_mixer(Part& part, Body&& body) const {
+    std::visit(
+        [&]<class Chosen>(const Chosen& chosen) {
+          using Own = std::conditional_t<std::is_same_v<Part, typename Mixer::Cache>, typename Chosen::Cache,
+                                         typename Chosen::State>;
+          if (!std::holds_alternative<Own>(part)) part.template emplace<Own>();
+          body(chosen, std::get<Own>(part));
+        },
+        mixer);
+  }
+
+  template <class Branch>
+  void apply(ConstTensorView<T, 3> x, const DropoutState& dropout, std::uint64_t stream, Tensor<T, 3>& y, Cache& cache,
+             Branch&& first_branch) const {
+    for (Tensor<T, 3>* tensor : {&cache.normed, &cache.middle, &cache.branch, &cache.normed_middle, &y})
+      ensure_shape(*tensor, shape_of(x));
+    norm1.forward(rows(x), rows(cache.normed), cache.norm1);
+    first_branch(view(std::as_const(cache.normed)), cache.branch);
+    add_with_dropout<T>(dropout_rate, dropout, stream, rows(x), rows(std::as_const(cache.branch)), rows(cache.middle));
+    norm2.forward(rows(std::as_const(cache.middle)), rows(cache.normed_middle), cache.norm2);
+    ffn.forward(rows(std::as_const(cache.normed_middle)), rows(cache.branch), cache.ffn);
+    add_with_dropout<T>(dropout_rate, dropout, stream + 1, rows(std::as_const(cache.middle)),
+                        rows(std::as_const(cache.branch)), rows(y));
+  }
+};
+
+// tokens [B, T] -> logits [B, T, V]. Errors: a token outside the vocabulary, more than max_seq_len tokens, `step` with
+// Causality::reference.
+template <class T>
+struct PhaseGPT {
+  using Scalar = T;
+  using Config = PhaseGPTConfig;
+  static constexpr const char* model_type = "phasegpt";  // in config.json
+
+  struct Cache {
+    DropoutState dropout;
+    double auxiliary_loss = 0;  // the regularisers', weighted
+    Tensor<Token, 2> tokens;
+    std::vector<typename PhaseGPTLayer<T>::Cache> layers;
+    Tensor<T, 3> hidden, next;  // [B, T, D] hidden: h_L
+    typename ModelEnds<T>::Cache ends;
+    mutable Tensor<T, 3> dhidden, dnext;  // scratch of backward
+
+    // Angles [B, T, heads·oscillators] of a phase layer after its last step; null where layer `l` has none.
+    const Tensor<T, 3>* angles(std::size_t l) const {
+      if (const auto* phase = std::get_if<typename PhaseAttention<T>::Cache>(&layers[l].mixer)) return &phase->angles;
+      if (const auto* hybrid = std::get_if<typename HybridAttention<T>::Cache>(&layers[l].mixer))
+        return &hybrid->phase.angles;
+      return nullptr;
+    }
+  };
+  struct State {
+    Index position = 0;  // tokens seen
+    std::vector<typename PhaseGPTLayer<T>::State> layers;
+    Tensor<T, 3> hidden, next;
+    typename ModelEnds<T>::Cache ends;
+  };
+
+  Config config;
+  ModelEnds<T> ends;
+  std::vector<PhaseGPTLayer<T>> layers;
+
+  PhaseGPT() = default;
+  PhaseGPT(const Config& config_, Rng& rng) : config(config_) {
+    config.validate();
+    ends = ModelEnds<T>(config.vocab_size, config.d_model, config.max_seq_len, config.tie_embeddings, config.init,
+                        LayerNorm<T>(config.d_model, config.layer_norm_eps), rng);
+    const std::vector<Index> oscillating = config.phase_layers();
+    for (Index l = 0; l < config.n_layers; ++l)
+      layers.emplace_back(config, std::binary_search(oscillating.begin(), oscillating.end(), l), rng);
+  }
+
+  void forward(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, Cache& cache) const {
+    ensure_shape(cache.tokens, shape_of(tokens));
+    std::copy_n(tokens.data(), tokens.size(), cache.tokens.data());
+    cache.layers.resize(layers.size());
+    cache.auxiliary_loss = 0;
+    ends.embed(tokens, /*first_position=*/0, cache.hidden);
+    dropout<T>(config.dropout, cache.dropout, /*stream=*/0, rows(cache.hidden));
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      layers[l].forward(view(std::as_const(cache.hidden)), cache.dropout, stream_of(l), cache.next, cache.layers[l]);
+      cache.auxiliary_loss += cache.layers[l].auxiliary_loss();
+      std::swap(cache.hidden, cache.next);
+    }
+    ends.head(view(std::as_const(cache.hidden)), logits, cache.ends);
+  }
+
+  void backward(ConstTensorView<T, 3> dlogits, const Cache& cache, PhaseGPT& grad) const {
+    require(cache.layers.size() == layers.size(), "PhaseGPT::backward", "layers of the cache", layers.size(),
+            cache.layers.size());
+    ends.head_backward(dlogits, view(cache.hidden), cache.ends, cache.dhidden, grad.ends);
+    for (std::size_t l = layers.size(); l-- > 0;) {
+      layers[l].backward(view(std::as_const(cache.dhidden)), cache.dropout, stream_of(l), cache.layers[l], cache.dnext,
+                         grad.layers[l]);
+      std::swap(cache.dhidden, cache.dnext);
+    }
+    dropout<T>(config.dropout, cache.dropout, /*stream=*/0, rows(cache.dhidden));
+    ends.embed_backward(view(std::as_const(cache.dhidden)), view(cache.tokens), grad.ends);
+  }
+
+  // The logits of the next tokens [B, new] of a stream: the numbers of `forward` on all tokens so far.
+  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State& state) const {
+    state.layers.resize(layers.size());
+    ends.embed(tokens, state.position, state.hidden);
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      layers[l].step(view(std::as_const(state.hidden)), config.max_seq_len, state.next, state.layers[l]);
+      std::swap(state.hidden, state.next);
+    }
+    ends.head(view(std::as_const(state.hidden)), logits, state.ends);
+    state.position += tokens.dimension(1);
+  }
+
+  Tensor<T, 3> operator()(ConstTensorView<Token, 2> tokens) const {
+    Tensor<T, 3> logits;
+    Cache cache;
+    forward(tokens, logits, cache);
+    return logits;
+  }
+
+  Index num_parameters() const { return count_parameters(*this); }
+
+  void parameters(auto&& visit) {
+    ends.parameters(visit);
+    for (std::size_t l = 0; l < layers.size(); ++l) visit_layer(visit, "layers." + std::to_string(l), layers[l]);
+  }
+
+ private:
+  // Stream 0 of dropout is the embedding's; a layer has two, and two for noise and jitter.
+  static std::uint64_t stream_of(std::size_t layer) { return 1 + 4 * static_cast<std::uint64_t>(layer); }
+};
+
+}  // namespace rbar
