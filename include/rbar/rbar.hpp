@@ -18,6 +18,7 @@
 #include "rbar/kuramoto/controls.hpp"
 #include "rbar/kuramoto/dynamics.hpp"
 #include "rbar/kuramoto/hybrid_attention.hpp"
+#include "rbar/kuramoto/torus_attention.hpp"
 #include "rbar/model/cgt.hpp"
 #include "rbar/model/cort.hpp"
 #include "rbar/model/generate.hpp"
