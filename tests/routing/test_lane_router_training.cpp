@@ -73,6 +73,34 @@ TEST_CASE("calibration cuts the energies into the shares") {
   const CoherenceThresholds open = calibrate(std::span<const double>(energies), LaneShares{0, 0, 1, 0});
   CHECK_NOTHROW(open.validate());
   for (const double energy : energies) CHECK(lane_of(energy, open) == ComputeLane::deep);
+  // Nobody escalates: the bound still holds, and only who is refused is above θ_deep.
+  const CoherenceThresholds bounded = calibrate(std::span<const double>(energies), LaneShares{0.6, 0.25, 0.15, 0.02});
+  CHECK_NOTHROW(bounded.validate());
+  CHECK(share_below(std::span<const double>(energies), bounded.max) == Approx(0.98).epsilon(1e-9));
+  CHECK(bounded.deep == bounded.max);
+}
+
+TEST_CASE("without a share that escalates the bound is the tuned one") {
+  for (const double share_deep : {0.15, 0.0}) {  // at point 3: a target of 1, and no target at all
+    LaneRouterConfig config;
+    config.d_model = 8;
+    config.share_reflex = 0.6;
+    config.share_standard = 0.4 - share_deep;
+    config.share_deep = share_deep;
+    Rng rng(5);
+    LaneRouter<double> router(config, rng);
+    std::vector<double> energies(2000);
+    for (double& energy : energies) energy = rng.uniform(0.5, 1.5);
+    for (int step = 0; step < 3; ++step) {
+      const std::vector<double>& given = energies;
+      router.adapt(3, std::span<const double>(given));
+      for (double& energy : energies) energy *= step == 0 ? 1 / router.scale(3) : 1;
+    }
+    const CoherenceThresholds in_force = router.thresholds_in_force();
+    CHECK(in_force.max == router.thresholds(LaneRouter<double>::max));
+    CHECK(in_force.max < 2);
+    CHECK(in_force.deep <= in_force.max);
+  }
 }
 
 TEST_CASE("training holds the shares at the boundaries while the states grow") {

@@ -48,7 +48,8 @@ struct LaneShares {
 };
 
 // Thresholds that give exactly these shares of `energies` (of one point): the absolute calibration, for energies
-// measured once. Errors: no energies, one that is not finite, shares that are none.
+// measured once. θ_max bounds the other thresholds: what is refused is uncertain too. Errors: no energies, one that is
+// not finite, shares that are none.
 template <class T>
 CoherenceThresholds calibrate(std::span<const T> energies, const LaneShares& shares) {
   shares.validate();
@@ -62,7 +63,9 @@ CoherenceThresholds calibrate(std::span<const T> energies, const LaneShares& sha
   thresholds.reflex = cut(shares.reflex);
   thresholds.standard = cut(shares.reflex + shares.standard);
   thresholds.deep = cut(shares.reflex + shares.standard + shares.deep);
-  thresholds.max = std::max(thresholds.deep, cut(1 - shares.refused));
+  thresholds.max = cut(1 - shares.refused);
+  for (double* below : {&thresholds.deep, &thresholds.standard, &thresholds.reflex})
+    *below = std::min(*below, thresholds.max);
   return thresholds;
 }
 
@@ -194,7 +197,8 @@ struct LaneRouter {
       result.standard = std::max(result.standard, result.reflex);
       result.deep = std::max(result.deep, result.standard);
     } else {
-      result.max = std::max(result.max, result.deep);
+      // What nobody escalates for has a θ_deep above everything: the bound is what holds.
+      result.deep = std::min(result.deep, result.max);
     }
     return result;
   }
