@@ -48,6 +48,7 @@ struct PhaseAttentionConfig {
     visit("coherence_target", regularizer.target);
     visit("coherence_level", regularizer.level);
     visit("coherence_strength", regularizer.strength);
+    visit("coherence_half_width", regularizer.half_width);
   }
 
   void validate() const {

@@ -30,8 +30,9 @@ struct PhaseGPTConfig {
   double phase_noise = 0;       // radians, while training
   double frequency_jitter = 0;  // relative, while training
   CoherenceTarget coherence_target = CoherenceTarget::none;
-  double coherence_level = 0.45;    // R*
-  double coherence_strength = 0.1;  // λ
+  double coherence_level = 0.45;      // R*
+  double coherence_strength = 0.1;    // λ
+  double coherence_half_width = 0.1;  // of a band
   bool tie_embeddings = true;
   double layer_norm_eps = 1e-5;
   Initialisation init = Initialisation::gpt2;
@@ -91,7 +92,7 @@ struct PhaseGPTConfig {
     config.coupling = coupling_init;
     config.phase_noise = phase_noise;
     config.frequency_jitter = frequency_jitter;
-    config.regularizer = {coherence_target, coherence_level, coherence_strength};
+    config.regularizer = {coherence_target, coherence_level, coherence_strength, coherence_half_width};
     return config;
   }
   HybridAttentionConfig hybrid_attention() const { return {attention(), phase_attention(), phase_share}; }
@@ -120,6 +121,7 @@ struct PhaseGPTConfig {
     visit("coherence_target", coherence_target);
     visit("coherence_level", coherence_level);
     visit("coherence_strength", coherence_strength);
+    visit("coherence_half_width", coherence_half_width);
     visit("tie_embeddings", tie_embeddings);
     visit("layer_norm_eps", layer_norm_eps);
     visit("init", init);
