@@ -9,6 +9,7 @@
 #include "rbar/sheaf/spectrum.hpp"
 
 #include <algorithm>
+#include <tuple>
 #include <vector>
 
 namespace rbar {
@@ -23,28 +24,37 @@ void trace_residuals(const typename TokenEnergy<T>::Cache& measured, double scal
   Matrix<T> energy(tokens, tokens);
   pairwise_energies<T>(rows(measured.query), rows(measured.key), MatrixView<T>(energy.data(), tokens, tokens));
   trace.residuals.assign(static_cast<std::size_t>(tokens * tokens), 0);
-  std::vector<ResidualPair> pairs;
+  // A heap of the largest, the smallest of them in front. Equal energies: the earlier pair.
+  const auto before = [](const ResidualPair& a, const ResidualPair& b) {
+    return std::tuple(-a.energy, a.query, a.key) < std::tuple(-b.energy, b.query, b.key);
+  };
+  std::vector<ResidualPair>& pairs = trace.top_residuals;
+  pairs.clear();
   for (Index i = 0; i < tokens; ++i)
     for (Index j = 0; j <= i; ++j) {
       const double normalised = static_cast<double>(energy(i, j)) / scale;
       trace.residuals[static_cast<std::size_t>(i * tokens + j)] = normalised;
-      if (j < i) pairs.push_back({i, j, normalised});
+      const ResidualPair pair{i, j, normalised};
+      if (j == i || (pairs.size() == largest && !before(pair, pairs.front()))) continue;
+      pairs.push_back(pair);
+      std::push_heap(pairs.begin(), pairs.end(), before);
+      if (pairs.size() <= largest) continue;
+      std::pop_heap(pairs.begin(), pairs.end(), before);
+      pairs.pop_back();
     }
-  const std::size_t kept = std::min(largest, pairs.size());
-  std::partial_sort(pairs.begin(), pairs.begin() + static_cast<std::ptrdiff_t>(kept), pairs.end(),
-                    [](const ResidualPair& a, const ResidualPair& b) { return a.energy > b.energy; });
-  pairs.resize(kept);
-  trace.top_residuals = std::move(pairs);
+  std::sort_heap(pairs.begin(), pairs.end(), before);
 }
 
 }  // namespace detail
 
 // `state` is that of a stream that has seen this one sequence in one step. Longer sequences than spectra can be had of
-// (SpectrumConfig::dense_limit) have none.
+// (SpectrumConfig::dense_limit) have none. Errors: a stream of more steps or sequences.
 template <class T>
 SequenceTrace sequence_trace(const CGTOutput<T>& output, const CGTStack<T>& stack,
                              const typename CGTStack<T>::State& state, double pressure) {
   const LaneSheet<T>& sheet = state.sheet;
+  require(sheet.batch == 1 && state.position == sheet.tokens, "sequence_trace", "tokens of the stream", sheet.tokens,
+          state.position);
   SequenceTrace trace;
   trace.thresholds = sheet.thresholds;
   trace.thresholds.max = output.bound();
