@@ -246,7 +246,7 @@ Json verify(const Model& model, Reference& reference, TokenSpan tokens, Index le
       for (Index t = 0; t < output.tokens(); ++t) {
         const TokenTrace& trace = output.trace(b, t);
         ++lanes[static_cast<std::size_t>(trace.lane)];
-        escalated += trace.lane != trace.routed;
+        escalated += trace.escalated;
         layers += static_cast<double>(trace.layers_used);
         if (const auto* emission = std::get_if<Emission>(&output.at(b, t))) {
           sum += loss_of(output.logits(*emission), batch.targets(b, t));

@@ -14,7 +14,8 @@ using rbar::LaneReport;
 
 rbar::TokenTrace token(ComputeLane routed, ComputeLane lane, double in, double out, bool emitted = true) {
   constexpr rbar::Index layers[] = {2, 6, 12, 12};
-  return {routed, lane, in, out, layers[static_cast<int>(lane)], rbar::ExitReason::max_layers_reached, emitted};
+  return {routed, lane, in, out, layers[static_cast<int>(lane)], rbar::ExitReason::max_layers_reached, emitted,
+          routed != lane};
 }
 
 // Four tokens, a lane each; the last one is refused.
@@ -152,6 +153,18 @@ TEST_CASE("the HTML is one whole file that needs and runs nothing", "[audit]") {
     CHECK(html.find(outside) == html.npos);
   CHECK(defect(lane_report_html(LaneReport({}, {}))).empty());
   CHECK(defect(html + "<p>") == "<p> stays open");
+}
+
+TEST_CASE("a threshold above everything is none", "[audit]") {
+  rbar::SequenceTrace trace = four_lanes();
+  trace.thresholds.deep = static_cast<double>(1e30f);  // as a tuner in float has it: 1.0000000150474662e30
+  trace.thresholds.max = 1e30;
+  const LaneReport report({"a", "b", "c", "d"}, trace);
+  CHECK(report.text(false).find("deep none, max none") != std::string::npos);
+  const std::string page = rbar::lane_report_html(report);
+  CHECK(page.find("e+30") == std::string::npos);
+  CHECK(page.find("θ standard") != std::string::npos);
+  CHECK(page.find("θ deep") == page.rfind("θ deep"));  // in no chart
 }
 
 TEST_CASE("no text breaks the HTML", "[audit]") {

@@ -51,12 +51,13 @@ Row escalated_state(const CoherenceGatedTransformer<double>& model, const Textbo
 
 TEST_CASE("nothing above the bound is ever emitted") {
   constexpr int models = 60, texts = 20;
-  Index emitted = 0, escalated = 0, refused_above = 0, refused_escalated = 0;
+  Index emitted = 0, escalated = 0, refused_above = 0, refused_escalated = 0, uncertain_escalated = 0, left_early = 0;
   for (int m = 0; m < models; ++m) {
     Rng rng(static_cast<std::uint64_t>(m), 7);
     auto config = tiny_config();
     config.router.route_at = m % 3 == 0 ? RouteAt::embedding : RouteAt::boundaries;
     config.gate = m % 4 != 0;
+    if (m % 2 == 0) config.router.share_deep = 0.05;
     config.early_exit.enabled = m % 5 == 0;
     config.early_exit.epsilon = 0.5;
     const auto model = random_model<double>(config, static_cast<std::uint64_t>(m), rng.uniform(0.02, 0.4));
@@ -79,17 +80,30 @@ TEST_CASE("nothing above the bound is ever emitted") {
           const TokenTrace& trace = output.trace(b, t);
           REQUIRE(trace.energy_out == Approx(energy).epsilon(1e-9).margin(1e-12));
           REQUIRE(std::holds_alternative<Emission>(output.at(b, t)) == trace.emitted);
+          // The lane is where it ended; who sees all layers is uncertain by θ_deep, where that is not known before.
+          const int segment = state.sheet().segment[static_cast<std::size_t>(b * length + t)] + trace.escalated;
+          const bool above = config.router.route_at == RouteAt::embedding
+                                 ? trace.routed == ComputeLane::escalate
+                                 : energy >= state.sheet().thresholds.deep;
+          REQUIRE(trace.lane == (segment == 0   ? ComputeLane::reflex
+                                 : segment == 1 ? ComputeLane::standard
+                                 : above        ? ComputeLane::escalate
+                                                : ComputeLane::deep));
+          left_early += !trace.escalated && trace.lane < trace.routed;
           if (const auto* emission = std::get_if<Emission>(&output.at(b, t))) {
             REQUIRE(emission->energy() <= output.bound());
             REQUIRE(energy <= output.bound() * (1 + 1e-9) + 1e-12);
             REQUIRE(output.logits(*emission).size() == 13);
             ++emitted;
-            escalated += trace.lane != trace.routed;
+            escalated += trace.escalated;
+            REQUIRE(emission->uncertain() ==
+                    (trace.lane == ComputeLane::escalate || trace.routed == ComputeLane::escalate));
+            uncertain_escalated += trace.escalated && emission->uncertain();
           } else {
             const auto& refusal = std::get<Refusal>(output.at(b, t));
             REQUIRE(refusal.energy > refusal.bound);
-            REQUIRE((trace.lane != trace.routed || trace.routed >= ComputeLane::deep));
-            (trace.lane != trace.routed ? refused_escalated : refused_above) += 1;
+            REQUIRE((trace.escalated || segment == 2));
+            (trace.escalated ? refused_escalated : refused_above) += 1;
           }
         }
     }
@@ -99,6 +113,8 @@ TEST_CASE("nothing above the bound is ever emitted") {
   CHECK(escalated > 25);
   CHECK(refused_above > 50);
   CHECK(refused_escalated > 50);
+  CHECK(uncertain_escalated > 0);
+  CHECK(left_early > 0);
 }
 
 TEST_CASE("what is emitted where it was routed has the logits of a step; what is escalated those of its definition") {
@@ -118,7 +134,7 @@ TEST_CASE("what is emitted where it was routed has the logits of a step; what is
       for (Index t = 0; t < 15; ++t) {
         const TokenTrace& trace = output.trace(b, t);
         const auto* emission = std::get_if<Emission>(&output.at(b, t));
-        if (trace.lane == trace.routed) {
+        if (!trace.escalated) {
           if (!emission) continue;
           const auto emitted = output.logits(*emission);
           for (std::size_t v = 0; v < emitted.size(); ++v) CHECK(emitted[v] == logits(b, t, static_cast<Index>(v)));
@@ -171,17 +187,47 @@ TEST_CASE("the trace of a sequence says what infer did") {
   REQUIRE(trace.residuals.size() == 400);
   REQUIRE(trace.top_residuals.size() == 16);
   for (std::size_t i = 0; i + 1 < 16; ++i) CHECK(trace.top_residuals[i].energy >= trace.top_residuals[i + 1].energy);
+  std::vector<double> past;
+  for (std::size_t i = 0; i < 20; ++i) past.insert(past.end(), &trace.residuals[i * 20], &trace.residuals[i * 20 + i]);
+  std::sort(past.rbegin(), past.rend());
+  for (std::size_t i = 0; i < 16; ++i) CHECK(trace.top_residuals[i].energy == past[i]);
   const ResidualPair& top = trace.top_residuals[0];
   CHECK(top.key < top.query);
   CHECK(trace.residuals[static_cast<std::size_t>(top.query * 20 + top.key)] == top.energy);
   CHECK(*std::max_element(trace.residuals.begin(), trace.residuals.end()) >= top.energy);
   // The mean of a row is the token's energy, where it was not escalated.
   for (std::size_t t = 0; t < 20; ++t) {
-    if (trace.tokens[t].lane != trace.tokens[t].routed) continue;
+    if (trace.tokens[t].escalated) continue;
     double sum = 0;
     for (std::size_t j = 0; j <= t; ++j) sum += trace.residuals[t * 20 + j];
     CHECK(sum / static_cast<double>(t + 1) == Approx(trace.tokens[t].energy_out).epsilon(1e-6));
   }
+}
+
+TEST_CASE("a lane without layers is no lane to escalate to") {
+  auto config = tiny_config();
+  config.n_layers = 3;
+  config.standard_layers = 1;  // = reflex_layers
+  config.router.share_reflex = 0.8;
+  config.router.share_standard = 0;
+  config.router.share_deep = 0.15;
+  Index deep = 0;
+  for (std::uint64_t seed : {1u, 2u, 3u}) {
+    const auto model = random_model<double>(config, seed);
+    const auto output = model.infer(random_tokens(2, 20, config.vocab_size, seed), {.max_energy = 0});
+    for (Index t = 0; t < 20; ++t) {
+      CHECK(output.trace(1, t).layers_used == 3);
+      deep += output.trace(1, t).escalated;
+    }
+    config.standard_layers = 3;  // and none above
+    const auto flat = random_model<double>(config, seed).infer(random_tokens(1, 20, 13, seed), {.max_energy = 0});
+    for (Index t = 0; t < 20; ++t) {
+      CHECK(flat.trace(0, t).layers_used == 3);
+      CHECK((flat.trace(0, t).lane == ComputeLane::standard || !flat.trace(0, t).escalated));
+    }
+    config.standard_layers = 1;
+  }
+  CHECK(deep > 10);
 }
 
 TEST_CASE("infer refuses what makes no sense") {
@@ -195,6 +241,12 @@ TEST_CASE("infer refuses what makes no sense") {
   const auto output = model.infer(tokens);
   CHECK_THROWS_AS(output.at(0, 4), Error);
   CHECK_THROWS_AS(output.at(1, 0), Error);
+  // Nor does a verdict open the logits of another output.
+  const auto other = model.infer(random_tokens(1, 4, 13, 4));
+  const auto* emission = std::get_if<Emission>(&output.at(0, 1));
+  REQUIRE(emission);
+  CHECK_NOTHROW(output.logits(*emission));
+  CHECK_THROWS_AS(other.logits(*emission), Error);
   // Logits that are not finite get out neither.
   model.ends.final_norm.weight(3) = std::numeric_limits<double>::infinity();
   CHECK_THROWS_WITH(model.infer(tokens), ContainsText("logits"));

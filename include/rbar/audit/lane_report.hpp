@@ -21,8 +21,11 @@ namespace rbar {
 
 namespace detail {
 
-// Four digits of an energy or a threshold; only thresholds may be infinite.
-inline std::string energy_text(double value) { return value > 1e300 ? "none" : format_line("%.4g", value); }
+// Thresholds may be infinite, or above everything (ThresholdTuner::above_every_energy, in a narrower scalar perhaps).
+inline bool is_no_threshold(double value) { return value >= 1e29; }
+
+// Four digits of an energy or a threshold.
+inline std::string energy_text(double value) { return is_no_threshold(value) ? "none" : format_line("%.4g", value); }
 
 }  // namespace detail
 
@@ -143,7 +146,7 @@ struct LaneReport {
     for (const TokenTrace& token : trace.tokens) {
       if (!belongs(token)) continue;
       ++result.tokens;
-      result.moved += token.lane != token.routed;
+      result.moved += token.escalated;
       result.refused += !token.emitted;
       result.layers_used += static_cast<double>(token.layers_used);
       result.energy_in += token.energy_in;

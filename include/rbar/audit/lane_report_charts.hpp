@@ -81,7 +81,7 @@ struct LaneCharts {
     const Line lines[] = {{"θ reflex", at.reflex}, {"θ standard", at.standard}, {"θ deep", at.deep}, {"θ max", at.max}};
     double most = 0, least = 1e300;
     const auto include = [&](double value) {
-      if (value <= 0 || value > 1e300) return;
+      if (value <= 0 || is_no_threshold(value)) return;
       most = std::max(most, value);
       least = std::min(least, value);
     };
@@ -110,7 +110,7 @@ struct LaneCharts {
                "</g>";
     double above = height;  // labels stay apart
     for (const Line& line : lines) {
-      if (line.value > 1e300) continue;
+      if (is_no_threshold(line.value)) continue;
       const double y = y_of(line.value), y_label = std::min(y + 4, above - 13);
       above = y_label;
       content += format_line("<path class=\"threshold\" d=\"M%.2f %.2fH%.2f\"/>", left, y, width - right) +

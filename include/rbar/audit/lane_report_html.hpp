@@ -82,7 +82,7 @@ struct LaneReportPage {
   std::string story(Index t) const {
     const TokenTrace& at = report.token(t);
     std::string out = number(t) + " " + report.label(t) + ": " + name_of(at.routed);
-    if (at.lane != at.routed) out.append(", escalated to ").append(name_of(at.lane));
+    if (at.lane != at.routed) out.append(at.escalated ? ", escalated to " : ", ended in ").append(name_of(at.lane));
     if (!at.emitted) out += ", REFUSED";
     return out + format_line(" · energy in %.4g, out %.4g · %lld layers · %s", at.energy_in, at.energy_out,
                              static_cast<long long>(at.layers_used), name_of(at.exit));

@@ -156,24 +156,34 @@ struct CoherenceGatedTransformer {
     std::vector<TokenTrace> traces;
     for (Index row = 0; row < sheet.size(); ++row) traces.push_back(trace_of(config, stack.router, sheet, row));
     const Tensor<T, 3> routed = state.hidden;
-    for (Index segment = 1; segment <= 2; ++segment) {
+    const Index segment_end[] = {config.reflex_end(), config.standard_end(), config.n_layers};
+    for (Index segment = 1, from = 0; segment <= 2; ++segment) {
+      const Index layers = segment_end[segment] - segment_end[segment - 1];
+      if (layers == 0) continue;  // no lane: the next one is further up
       state.failed.select(sheet.batch, sheet.tokens, [&](Index row) {
         const auto n = static_cast<std::size_t>(row);
-        return sheet.segment[n] == segment - 1 && !(traces[n].energy_out <= output.bound());
+        return sheet.segment[n] >= from && sheet.segment[n] < segment && !(traces[n].energy_out <= output.bound());
       });
+      from = segment;
       if (state.failed.empty()) continue;
       stack.escalate(segment, state.failed, routed, state.stack, state.escalated, state.energy);
       scatter_rows<T>(top_rows(std::as_const(state.escalated), static_cast<Index>(state.failed.rows.size())),
                       state.failed, rows(state.hidden));
       for (std::size_t i = 0; i < state.failed.rows.size(); ++i) {
         TokenTrace& trace = traces[static_cast<std::size_t>(state.failed.rows[i])];
-        trace.lane = segment == 1 ? ComputeLane::standard : ComputeLane::deep;
         trace.energy_out = static_cast<double>(state.energy(static_cast<Index>(i)));
-        trace.layers_used +=
-            segment == 1 ? config.standard_end() - config.reflex_end() : config.n_layers - config.standard_end();
+        trace.lane = segment == 1 ? ComputeLane::standard : last_lane(trace, sheet.thresholds);
+        trace.escalated = true;
+        trace.layers_used += layers;
       }
     }
     for (const TokenTrace& trace : traces) output.judge(trace);
+  }
+
+  // Of a token that the verification took through the deep layers.
+  ComputeLane last_lane(const TokenTrace& trace, const CoherenceThresholds& in_force) const {
+    if (config.router.route_at == RouteAt::boundaries) return stack.router.last_lane(trace.energy_out, in_force);
+    return trace.routed == ComputeLane::escalate ? ComputeLane::escalate : ComputeLane::deep;
   }
 
   void require_length(std::string_view operation, Index fresh, Index length) const {

@@ -120,6 +120,7 @@ TokenTrace trace_of(const CGTConfig& config, const LaneRouter<T>& router, const 
   const auto n = static_cast<std::size_t>(row);
   TokenTrace trace;
   trace.routed = trace.lane = routed_lane(config, router, sheet, row);
+  if (sheet.segment[n] < 2) trace.lane = sheet.segment[n] == 0 ? ComputeLane::reflex : ComputeLane::standard;
   // The last decision was that at the boundary where it stopped, or at the last one.
   const Index boundary = std::min<Index>(sheet.segment[n] + (sheet.stopped[n] ? 0 : 1), 2);
   trace.energy_in = static_cast<double>(energy_at(sheet, deciding_point(config, boundary), row));
@@ -205,11 +206,11 @@ T gate_of(T energy, double threshold) {
   const T sum = energy + static_cast<T>(threshold);
   return sum > 0 ? energy / sum : T(1);
 }
-// ∂g/∂E = θ/(E + θ)²
+// ∂g/∂E = θ/(E + θ)², divided twice: the square of a small sum would be 0.
 template <class T>
 T gate_slope(T energy, double threshold) {
   const T sum = energy + static_cast<T>(threshold);
-  return sum > 0 ? static_cast<T>(threshold) / (sum * sum) : T(0);
+  return sum > 0 ? static_cast<T>(threshold) / sum / sum : T(0);
 }
 
 // h = entry + g·(h − entry), and entry becomes the change h − entry. Rows of [N, D].

@@ -30,15 +30,21 @@ class Emission {
  public:
   double energy() const { return energy_; }   // normalised, of the final state
   ComputeLane lane() const { return lane_; }  // where it ended
-  bool uncertain() const { return lane_ == ComputeLane::escalate; }
+  // Its energy sent it to escalate, or is above θ_deep after the last lane.
+  bool uncertain() const { return uncertain_; }
 
  private:
   template <class T>
   friend class CGTOutput;
-  Emission(Index row, double energy, ComputeLane lane) : row_(row), energy_(energy), lane_(lane) {}
+  Emission(Index row, const TokenTrace& trace)
+      : row_(row),
+        energy_(trace.energy_out),
+        lane_(trace.lane),
+        uncertain_(trace.routed == ComputeLane::escalate || trace.lane == ComputeLane::escalate) {}
   Index row_;  // of the packed logits
   double energy_;
   ComputeLane lane_;
+  bool uncertain_;
 };
 
 // A token that may not: no lane that was tried brought its energy down to the bound.
@@ -62,9 +68,12 @@ class CGTOutput {
   // Errors: a token that is not there.
   const Verdict& at(Index b, Index t) const { return verdicts_[index(b, t)]; }
   const TokenTrace& trace(Index b, Index t) const { return traces_[index(b, t)]; }
-  // [vocabulary], of a verdict of this output. Errors: another output's.
+  // [vocabulary], of a verdict of this output. Errors: another's, told by its place and energy.
   std::span<const T> logits(const Emission& emission) const {
-    require(emission.row_ < emitted(), "CGTOutput::logits", "emission", "one of this output", emission.row_);
+    const auto place = static_cast<std::size_t>(emission.row_);
+    require(emission.row_ < emitted() &&
+                traces_[static_cast<std::size_t>(emitted_rows_[place])].energy_out == emission.energy_,
+            "CGTOutput::logits", "emission", "one of this output", emission.row_);
     const Index vocabulary = logits_.dimension(2);
     return {logits_.data() + emission.row_ * vocabulary, static_cast<std::size_t>(vocabulary)};
   }
@@ -83,7 +92,7 @@ class CGTOutput {
     require(std::isfinite(trace.energy_out), "CGTOutput", "final energy", "a finite number", trace.energy_out);
     trace.emitted = trace.energy_out <= bound_;
     if (trace.emitted) {
-      verdicts_.push_back(Emission(emitted(), trace.energy_out, trace.lane));
+      verdicts_.push_back(Emission(emitted(), trace));
       emitted_rows_.push_back(static_cast<Index>(traces_.size()));
     } else {
       verdicts_.push_back(Refusal{trace.energy_out, bound_, trace.lane});

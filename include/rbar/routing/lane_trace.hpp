@@ -12,12 +12,13 @@ namespace rbar {
 
 struct TokenTrace {
   ComputeLane routed = ComputeLane::reflex;  // where its energy sent it
-  ComputeLane lane = ComputeLane::reflex;    // where it ended, after escalations of the verification
+  ComputeLane lane = ComputeLane::reflex;    // where it ended, after early exit and the verification
   double energy_in = 0;                      // normalised, at the last routing decision
   double energy_out = 0;                     // normalised, of the final state
   Index layers_used = 0;
   ExitReason exit = ExitReason::max_layers_reached;
-  bool emitted = true;  // false: refused, energy_out is above θ_max in every lane tried
+  bool emitted = true;     // false: refused, energy_out is above θ_max in every lane tried
+  bool escalated = false;  // taken one lane further by the verification
 };
 
 // Two tokens that disagree: E_ij = ‖ρ_q h_i − ρ_k h_j‖², normalised, key <= query.

@@ -70,9 +70,10 @@ template <class Record, class Field>
 void witness_fields(Record& record, Field&& field) {
   using Plain = std::remove_const_t<Record>;
   if constexpr (std::is_same_v<Plain, TokenTrace>) {
-    auto& [routed, lane, energy_in, energy_out, layers_used, exit, emitted] = record;
+    auto& [routed, lane, energy_in, energy_out, layers_used, exit, emitted, escalated] = record;
     field("routed", routed), field("lane", lane), field("energy_in", energy_in), field("energy_out", energy_out);
     field("layers_used", layers_used), field("exit", exit), field("emitted", emitted);
+    field("escalated", escalated);
   } else if constexpr (std::is_same_v<Plain, ResidualPair>) {
     auto& [query, key, energy] = record;
     field("query", query), field("key", key), field("energy", energy);
