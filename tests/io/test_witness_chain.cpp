@@ -107,14 +107,39 @@ TEST_CASE("any value changed in any witness is found where it was changed", "[io
     }
   CHECK(tampered > 4 * (32 + 32));
   // Every field of the record was among them.
-  for (const char* name :
-       {"sequence_number", "decision",      "routed",    "lane",           "energy_in",      "energy_out",
-        "layers_used",     "exit",          "emitted",   "tokens",         "query",          "key",
-        "energy",          "top_residuals", "residuals", "blocks_visited", "blocks_skipped", "skipped_mass",
-        "lambda_2",        "gap",           "drift",     "level",          "spectra",        "reflex",
-        "standard",        "deep",          "max",       "pressure",       "previous_hash",  "hash"})
+  for (const char* name : {"sequence_number",
+                           "decision",
+                           "routed",
+                           "lane",
+                           "energy_in",
+                           "energy_out",
+                           "layers_used",
+                           "exit",
+                           "emitted",
+                           "escalated",
+                           "tokens",
+                           "query",
+                           "key",
+                           "energy",
+                           "top_residuals",
+                           "residuals",
+                           "blocks_visited",
+                           "blocks_skipped",
+                           "skipped_mass",
+                           "lambda_2",
+                           "gap",
+                           "drift",
+                           "level",
+                           "spectra",
+                           "reflex",
+                           "standard",
+                           "deep",
+                           "max",
+                           "pressure",
+                           "previous_hash",
+                           "hash"})
     CHECK(names.count(name) == 1);
-  CHECK(names.size() == 30);
+  CHECK(names.size() == 31);
 }
 
 TEST_CASE("witnesses swapped, left out, inserted or written anew are found", "[io]") {
@@ -207,6 +232,36 @@ TEST_CASE("a file cut off anywhere keeps the witnesses before the cut, and can b
     CHECK_FALSE(find_fault(path));
     CHECK(load_witnesses(path).size() == witnesses + 1);
   }
+}
+
+TEST_CASE("what is cut off is kept, and a kept head refuses a file that lost witnesses", "[io]") {
+  const test::TemporaryFolder folder;
+  const auto whole = written_file(folder, 3, 15);
+  // Length and complement of the second witness changed together: everything from there on looks torn.
+  std::string changed = whole.bytes;
+  changed[whole.ends[1] + 5] = '\x01';
+  changed[whole.ends[1] + 13] = '\xfe';
+  const auto path = folder.write("changed", changed);
+  CHECK(load_witnesses(path).size() == 1);
+  CHECK_THROWS_WITH(WitnessFile(path, whole.head), ContainsText("expected 3 witnesses, got 1"));
+  CHECK(contents(path) == changed);
+  CHECK_FALSE(std::filesystem::exists(folder / "changed.torn"));
+  { CHECK(WitnessFile(path).cut_bytes() == changed.size() - whole.ends[1]); }
+  CHECK(contents(folder / "changed.torn") == changed.substr(whole.ends[1]));
+  CHECK(contents(path) == changed.substr(0, whole.ends[1]));
+  // Another tail goes after it.
+  std::string again = whole.bytes.substr(0, whole.ends[1] + 7);
+  folder.write("changed", again);
+  { WitnessFile reopened(path); }
+  CHECK(contents(folder / "changed.torn") == changed.substr(whole.ends[1]) + again.substr(whole.ends[1]));
+
+  // A head that was kept earlier is one that the file went past, unless it is another chain's.
+  const auto intact = folder.write("intact", whole.bytes);
+  CHECK(WitnessFile(intact, whole.head).head() == whole.head);
+  const auto chain = load_witnesses(intact);
+  CHECK(WitnessFile(intact, ChainHead{2, chain[1].hash}).head() == whole.head);
+  CHECK_NOTHROW(WitnessFile(intact, ChainHead{}));
+  CHECK_THROWS_WITH(WitnessFile(intact, ChainHead{2, chain[0].hash}), ContainsText("written anew"));
 }
 
 TEST_CASE("any byte of a file changed, left out or added is noticed", "[io]") {

@@ -2,8 +2,10 @@
 //   "rbar witnesses 1\n", then for every witness
 //   length of its encoding | complement of the length (8 bytes each, least first) | encoding | hash (32 bytes)
 // An append is one write and one flush to the disk. Killed in between, it leaves a torn tail: the first bytes of a
-// witness, which the file's end cuts off. The complement tells it from a length that was changed. Reading keeps what
-// was written before a torn tail, appending cuts the tail off first. Link rbar::witness; POSIX only.
+// witness, which the file's end cuts off. The complement tells it from a length that was changed by accident; who
+// changes both makes the rest of the file look torn, which only a kept ChainHead can tell. Reading keeps what was
+// written before a torn tail, appending moves the tail to the end of <path>.torn first: no byte is lost. Link
+// rbar::witness; POSIX only.
 #pragma once
 
 #include "rbar/io/file.hpp"
@@ -108,26 +110,34 @@ inline std::vector<Witness> load_witnesses(const std::filesystem::path& path) {
 }
 
 // Appends to the chain of a file, which is created where there is none. One object at a time holds a file.
-// Errors: a broken chain, a file that another holds, is none of witnesses or cannot be written.
+// Errors: a broken chain, one that does not hold the witnesses up to `kept` (where given), a file that another holds,
+// is none of witnesses or cannot be written.
 class WitnessFile {
  public:
-  explicit WitnessFile(const std::filesystem::path& path)
+  explicit WitnessFile(const std::filesystem::path& path, const std::optional<ChainHead>& kept = {})
       : path_(path), file_(path, O_RDWR | O_CREAT | O_APPEND | O_NONBLOCK, 0666) {
     constexpr std::string_view expected = "a file that can be appended to";
     if (!file_) detail::throw_file_error("WitnessFile", path, expected, errno);
     if (::flock(file_.get(), LOCK_EX | LOCK_NB) != 0)
       detail::throw_file_error("WitnessFile", path, "a file that nobody else appends to", errno);
-    const auto state = detail::scan_witnesses(path, MappedFile(path).bytes(), [](const Witness&) {});
+    const MappedFile present(path);
+    ChainHead reached;  // as far as `kept`
+    auto state = detail::scan_witnesses(path, present.bytes(), [&](const Witness& witness) {
+      if (kept && reached.count < kept->count) reached = {witness.sequence_number + 1, witness.hash};
+    });
+    if (!state.fault) state.fault = detail::compare_heads(reached, kept);
     detail::require_intact("WitnessFile", path, state);
     head_ = state.head;
     size_ = state.intact_bytes;
     cut_bytes_ = state.torn_bytes;
-    if (cut_bytes_ > 0 && ::ftruncate(file_.get(), static_cast<off_t>(size_)) != 0)
-      detail::throw_file_error("WitnessFile", path, expected, errno);
+    if (cut_bytes_ > 0) {
+      save_torn(present.bytes().last(cut_bytes_));
+      if (::ftruncate(file_.get(), static_cast<off_t>(size_)) != 0)
+        detail::throw_file_error("WitnessFile", path, expected, errno);
+    }
     if (size_ == 0) {
       write(std::as_bytes(std::span(detail::witness_file_label)));
-      const detail::FileDescriptor folder(path.has_parent_path() ? path.parent_path() : ".", O_RDONLY);
-      if (folder) ::fsync(folder.get());  // the file's name must survive a power cut too
+      flush_folder();
     }
   }
 
@@ -148,9 +158,24 @@ class WitnessFile {
   }
 
   const ChainHead& head() const { return head_; }
-  std::size_t cut_bytes() const { return cut_bytes_; }  // of a torn tail, when the file was opened
+  std::size_t cut_bytes() const { return cut_bytes_; }  // of a torn tail, when the file was opened; in <path>.torn now
 
  private:
+  // A file's name must survive a power cut too.
+  void flush_folder() const {
+    const detail::FileDescriptor folder(path_.has_parent_path() ? path_.parent_path() : ".", O_RDONLY);
+    if (folder) ::fsync(folder.get());
+  }
+  // On the disk when this returns, after what was cut off before.
+  void save_torn(std::span<const std::byte> bytes) const {
+    std::filesystem::path path = path_;
+    path += ".torn";
+    const detail::FileDescriptor file(path, O_WRONLY | O_CREAT | O_APPEND | O_NONBLOCK, 0666);
+    int failure = file ? detail::write_all(file.get(), bytes) : errno;
+    if (failure == 0 && ::fsync(file.get()) != 0) failure = errno;
+    if (failure != 0) detail::throw_file_error("WitnessFile", path, "a file that takes a torn tail", failure);
+    flush_folder();
+  }
   void write(std::span<const std::byte> bytes) {
     int failure = detail::write_all(file_.get(), bytes);
     if (failure == 0 && ::fsync(file_.get()) != 0) failure = errno;
