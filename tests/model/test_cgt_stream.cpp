@@ -164,7 +164,9 @@ TEST_CASE("a gated stream ends at its limit and refuses another batch") {
 }
 
 TEST_CASE("a gated transformer generates, with its stream and without") {
-  const auto model = random_model<double>(tiny_config(), 45);
+  auto model = random_model<double>(tiny_config(), 45);
+  auto& bound = model.stack.router.thresholds.value(3);
+  bound = std::numeric_limits<double>::infinity();
   const std::vector<Token> prompt{1, 5, 2};
   GenerateOptions options;
   options.max_new_tokens = 40;  // beyond max_seq_len
@@ -172,4 +174,25 @@ TEST_CASE("a gated transformer generates, with its stream and without") {
   options.use_cache = false;
   CHECK(with_cache == generate(model, prompt, options));
   CHECK(with_cache.size() == 40);
+
+  // A bound that some tokens break: the text goes as far as it was emitted. Below every energy it does not begin.
+  std::vector<Token> text = prompt;
+  text.insert(text.end(), with_cache.begin(), with_cache.begin() + 20);
+  std::vector<double> energies;
+  const auto output = model.infer(view(std::as_const(text).data(), 1, 23));
+  for (Index t = 2; t < 23; ++t) energies.push_back(output.trace(0, t).energy_out);
+  bound = *std::max_element(energies.begin(), energies.end()) * (1 - 1e-6);
+  for (const bool use_cache : {true, false}) {
+    options.use_cache = use_cache;
+    const auto cut = generate(model, prompt, options);
+    CHECK(cut.size() <= 40);
+    CHECK(std::equal(cut.begin(), cut.begin() + std::min<std::ptrdiff_t>(std::ssize(cut), 20), with_cache.begin()));
+  }
+  bound = 0;
+  for (const bool use_cache : {true, false}) {
+    options.use_cache = use_cache;
+    std::vector<Token> heard;
+    CHECK(generate(model, prompt, options, [&](Token token) { heard.push_back(token); }).empty());
+    CHECK(heard.empty());
+  }
 }

@@ -3,13 +3,16 @@
 
 #include "rbar/core/parameters.hpp"
 #include "rbar/core/random.hpp"
+#include "rbar/model/cgt_verify.hpp"
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
 #include <limits>
 #include <numeric>
 #include <span>
 #include <utility>
+#include <variant>
 #include <vector>
 
 namespace rbar {
@@ -93,9 +96,16 @@ class Sampler {
   std::vector<double> weight_;
 };
 
-// The tokens that follow `prompt`, `eos` included where it came; on_token(token) hears of each at once.
-// A model with a limited context (config.max_seq_len) goes on when it is full: it forgets the older
-// half. Errors: an empty prompt, bad options, and what the model refuses.
+// A model that answers for its logits, or refuses (cgt_verify.hpp).
+template <class M>
+concept VerifiedModel = requires(const M& model, ConstTensorView<Token, 2> tokens, typename M::State& state) {
+  { model.infer(tokens, InferOptions{}, state) } -> std::same_as<CGTOutput<typename M::Scalar>>;
+};
+
+// The tokens that follow `prompt`, `eos` included where it came; on_token(token) hears of each at once. Where a
+// verified model refuses to go on, the text ends: what comes back is then shorter than asked, without eos. A model with
+// a limited context (config.max_seq_len) goes on when it is full: it forgets the older half. Errors: an empty prompt,
+// bad options, and what the model refuses.
 template <LanguageModel M, class OnToken>
 std::vector<Token> generate(const M& model, std::span<const Token> prompt, const GenerateOptions& options,
                             OnToken&& on_token) {
@@ -118,14 +128,22 @@ std::vector<Token> generate(const M& model, std::span<const Token> prompt, const
     const std::size_t begin = options.use_cache ? seen : first;
     const ConstTensorView<Token, 2> tokens =
         view(std::as_const(sequence).data() + begin, 1, static_cast<Index>(sequence.size() - begin));
-    if (options.use_cache)
-      model.step(tokens, logits, state);
-    else
-      model.forward(tokens, logits, cache);
+    Token token;
+    if constexpr (VerifiedModel<M>) {
+      if (!options.use_cache) state = typename M::State{};
+      const auto output = model.infer(tokens, InferOptions{}, state);
+      const auto* emission = std::get_if<Emission>(&output.at(0, tokens.dimension(1) - 1));
+      if (!emission) break;
+      token = sample(output.logits(*emission));
+    } else {
+      if (options.use_cache)
+        model.step(tokens, logits, state);
+      else
+        model.forward(tokens, logits, cache);
+      const auto vocabulary = static_cast<std::size_t>(logits.dimension(2));
+      token = sample(std::span<const typename M::Scalar>(elements(logits)).last(vocabulary));
+    }
     seen = sequence.size();
-
-    const auto vocabulary = static_cast<std::size_t>(logits.dimension(2));
-    const Token token = sample(std::span<const typename M::Scalar>(elements(logits)).last(vocabulary));
     sequence.push_back(token);
     on_token(token);
     if (token == options.eos) break;
