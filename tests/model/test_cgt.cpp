@@ -205,6 +205,62 @@ TEST_CASE("pressure sends more tokens to the reflex lane and fewer up") {
   CHECK(before > 80);
 }
 
+TEST_CASE("the cost of a pass falls with pressure: in every text where lanes are known at the embedding, else in sum") {
+  constexpr double pressures[] = {0.0, 0.2, 0.4, 0.6, 0.8, 1.0};
+  for (const RouteAt route_at : {RouteAt::embedding, RouteAt::boundaries}) {
+    std::array<Index, std::size(pressures)> forward_sum{}, infer_sum{};
+    for (std::uint64_t seed = 1; seed <= 12; ++seed) {
+      INFO("seed " << seed << ", " << name_of(route_at));
+      auto config = tiny_config();
+      config.router.route_at = route_at;
+      const auto model = random_model<double>(config, seed);
+      const auto tokens = random_tokens(2, 24, 13, seed + 100);
+      Index before = std::numeric_limits<Index>::max();
+      for (std::size_t p = 0; p < std::size(pressures); ++p) {
+        CoherenceGatedTransformer<double>::Cache cache;
+        cache.pressure = pressures[p];
+        Tensor<double, 3> logits;
+        model.forward(tokens, logits, cache);
+        const auto& used = cache.sheet().layers_used;
+        const Index cost = std::accumulate(used.begin(), used.end(), Index{0});
+        if (route_at == RouteAt::embedding) CHECK(cost <= before);
+        before = cost;
+        forward_sum[p] += cost;
+        const auto output = model.infer(tokens, {.pressure = pressures[p]});
+        for (Index b = 0; b < 2; ++b)
+          for (Index t = 0; t < 24; ++t) infer_sum[p] += output.trace(b, t).layers_used;
+      }
+    }
+    for (std::size_t p = 0; p + 1 < std::size(pressures); ++p) {
+      CHECK(forward_sum[p + 1] < forward_sum[p]);
+      CHECK(infer_sum[p + 1] < infer_sum[p]);
+    }
+  }
+}
+
+TEST_CASE("who left early was not decided about at the next boundary") {
+  auto config = tiny_config();
+  config.early_exit.enabled = true;
+  config.early_exit.epsilon = 0.4;
+  Rng rng(4);
+  CoherenceGatedTransformer<double> model(config, rng);
+  CoherenceGatedTransformer<double>::Cache cache;
+  Tensor<double, 3> logits;
+  model.forward(random_tokens(4, 24, 13, 8), logits, cache);
+  std::vector<double> energies;
+  for (Index row = 0; row < cache.sheet().size(); ++row) {
+    const auto n = static_cast<std::size_t>(row);
+    if (cache.sheet().segment[n] == 2 || (cache.sheet().segment[n] == 1 && !cache.sheet().stopped[n]))
+      energies.push_back(energy_at(cache.sheet(), 2, row));
+  }
+  const auto decided = static_cast<double>(energies.size());
+  REQUIRE(decided > 10);
+  REQUIRE(decided < 86);
+  model.adapt(cache);  // the first batch: θ is its quantile, in the new scale (the one before was 1)
+  CHECK(model.stack.router.thresholds(1) * model.stack.router.scale(2) ==
+        Approx(separator(std::span<const double>(energies), decided * 0.3 / 0.6)).epsilon(1e-9));
+}
+
 TEST_CASE("a saved gated transformer comes back whole, scales and thresholds included") {
   const auto model = random_model<float>(tiny_config(), 61);
   const auto tokens = random_tokens(2, 17, 13, 77);
@@ -254,6 +310,7 @@ TEST_CASE("a gated transformer refuses configs, tokens and weights that make no 
   refused([](CGTConfig& config) { config.vocab_size = 0; });
   refused([](CGTConfig& config) { config.max_seq_len = 0; });
   refused([](CGTConfig& config) { config.top_k = 4; });
+  refused([](CGTConfig& config) { config.top_k = 0; });
   refused([](CGTConfig& config) { config.expert_ff = -1; });
   refused([](CGTConfig& config) { config.dropout = 1; });
   refused([](CGTConfig& config) { config.energy_weight = -1; });

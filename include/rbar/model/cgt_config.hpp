@@ -129,6 +129,7 @@ struct CGTConfig {
   void validate() const {
     constexpr const char* where = "CGTConfig";
     require(vocab_size >= 1, where, "vocab_size", "at least 1", vocab_size);
+    require(top_k >= 1, where, "top_k", "at least 1", top_k);  // the experts' width is divided by it
     require(n_layers >= 1, where, "n_layers", "at least 1", n_layers);
     require(reflex_layers >= 0 && reflex_end() <= n_layers, where, "reflex_layers", "at most n_layers", reflex_layers);
     require(standard_layers >= 0 && standard_end() >= reflex_end() && standard_end() <= n_layers, where,

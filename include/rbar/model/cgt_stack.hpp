@@ -109,8 +109,12 @@ struct CGTStack {
       return std::span<const T>(elements(sheet.energy[static_cast<std::size_t>(point)]));
     };
     Tensor<bool, 1> decided(sheet.size());
-    const auto decided_if_segment_at_least = [&](int segment) {
-      for (Index row = 0; row < sheet.size(); ++row) decided(row) = sheet.segment[at(row)] >= segment;
+    // Those that came to the end of `segment`, where the point was that decided about them.
+    const auto decided_after = [&](int segment) {
+      for (Index row = 0; row < sheet.size(); ++row) {
+        const bool left_early = segment == 1 && sheet.segment[at(row)] == 1 && sheet.stopped[at(row)];
+        decided(row) = sheet.segment[at(row)] >= segment && !left_early;
+      }
       return std::span<const bool>(elements(decided));
     };
     if (config.router.route_at == RouteAt::embedding) {
@@ -118,8 +122,8 @@ struct CGTStack {
       router.adapt(3, energies(3));
     } else {
       router.adapt(1, energies(1));
-      router.adapt(2, energies(2), decided_if_segment_at_least(1));
-      router.adapt(3, energies(3), decided_if_segment_at_least(2));
+      router.adapt(2, energies(2), decided_after(1));
+      router.adapt(3, energies(3), decided_after(2));
     }
   }
 

@@ -1,6 +1,8 @@
 // Graceful degradation: one number, pressure ∈ [0, 1], trades accuracy for cost. It sends more tokens to the reflex
-// lane, by raising θ_reflex along a curve of quantiles, and makes attention sparser. 0 changes nothing; every knob is
-// monotone in it, so that the cost only falls.
+// lane, by raising θ_reflex along a curve of quantiles, and makes attention sparser. 0 changes nothing, and every knob
+// is monotone in it: no token that stops in the reflex lane goes on under more pressure. The cost falls with it on
+// average and not in every text: those that go on meet other states, and what is verified may come back for another
+// lane.
 #pragma once
 
 #include "rbar/sheaf/sparsity.hpp"
