@@ -143,13 +143,20 @@ void choose_blocks(const BlockBalls<T>& blocks, const BoundRows<T>& rows, const 
   Index left = 0;
   const T negligible = coherent && config.epsilon > 0 ? static_cast<T>(std::log2(config.epsilon)) - 30
                                                       : -std::numeric_limits<T>::infinity();
+  // A block that only some rows can do without keeps its place, with the weight 0 for these: a row's decision must not
+  // depend on its company.
+  const B least = simd::broadcast(std::numeric_limits<T>::min());
   B total = simd::exp2(log2_open - reference);  // Z ≥ 1 from here on
+  auto drops = zero > zero;                     // rows that drop a block this way
   for (Index b = 0; b < n; ++b) {
     const B log2_upper = simd::load(upper + b * L) - reference;
-    if (xsimd::all(log2_upper < simd::broadcast(negligible))) continue;
-    const B low = simd::exp2(simd::load(lower + b * L) - reference);
+    const auto out = log2_upper < simd::broadcast(negligible);
+    drops = drops || out;
+    if (xsimd::all(out)) continue;
+    const B low = xsimd::select(out, zero, simd::exp2(simd::load(lower + b * L) - reference));
+    const B up = simd::exp2(simd::min(log2_upper, simd::broadcast(T(60))));  // beyond, all are kept
     total = total + low;
-    simd::store(upper + left * L, simd::exp2(simd::min(log2_upper, simd::broadcast(T(60)))));  // beyond, all are kept
+    simd::store(upper + left * L, xsimd::select(out, zero, simd::max(least, up)));
     simd::store(lower + left * L, low);
     number[left++] = b;
   }
@@ -157,11 +164,13 @@ void choose_blocks(const BlockBalls<T>& blocks, const BoundRows<T>& rows, const 
   const B rest =
       simd::broadcast(static_cast<T>(n) * static_cast<T>(std::exp2(std::max(static_cast<double>(negligible), -100.0))));
 
-  const B threshold_of_none = simd::broadcast(T(-1));
+  const B threshold_of_none = zero;
   B threshold = threshold_of_none;  // up to which U a row skips
   if (coherent) {
     // Any U > εZ/2 would go too far; most often all that are smaller may go. All U ≤ εZ/4n always may.
-    const B budget = simd::broadcast(static_cast<T>(0.5 * config.epsilon * (1 - 1e-5))) * total;
+    // The sums of n terms round.
+    const double slack_of_sums = 1e-5 + static_cast<double>(n) * static_cast<double>(std::numeric_limits<T>::epsilon());
+    const B budget = simd::broadcast(static_cast<T>(0.5 * config.epsilon * std::max(0.0, 1 - slack_of_sums))) * total;
     const auto fits = [&](const B& largest) {
       B sum = rest;
       for (Index i = 0; i < left; ++i) {
@@ -191,7 +200,7 @@ void choose_blocks(const BlockBalls<T>& blocks, const BoundRows<T>& rows, const 
   }
 
   // Δ of what was chosen.
-  B skipped = left < n ? rest : zero, kept = simd::exp2(log2_open - reference);
+  B skipped = xsimd::select(drops, rest, zero), kept = simd::exp2(log2_open - reference);
   for (Index i = 0; i < left; ++i) {
     const B u = simd::load(upper + i * L), low = simd::load(lower + i * L);
     auto skips = u <= threshold;

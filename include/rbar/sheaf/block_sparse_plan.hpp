@@ -31,21 +31,23 @@ struct SparsitySummary {
 template <class T>
 struct BlockSparsePlan {
   std::vector<KeyBlocks<T>> blocks;  // [batch][kv_heads]
-  Index batch = 0, heads = 0, kv_heads = 0, slots = 0, words = 0, chunk = 1;
-  Tensor<T, 2> key, value;               // by slot [batch·kv_heads·slots, dim]
-  Tensor<T, 2> key_square_norm;          // [batch·slots, kv_heads]
-  std::vector<Index> slot_counts;        // [batch], slots in use
-  std::vector<Index> closed;             // [row]
-  std::vector<std::uint64_t> kept;       // [row][heads][words]
-  std::vector<Index> order;              // BlockSparseMask::order
-  std::vector<RowOutcome> outcomes;      // [row][heads]
-  Index rows = 0, closed_rows = 0;       // of the last pass; closed_rows: that have blocks to see
-  Tensor<T, 2> far_output, log_sum_exp;  // of the blocks alone [rows, heads·dim], [rows, heads]
+  Index batch = 0, heads = 0, kv_heads = 0, slots = 0, words = 0;
+  Index block = 0, chunk = 1, clusters = 0;  // of the config that the keys were bundled with
+  Tensor<T, 2> key, value;                   // by slot [batch·kv_heads·slots, dim]
+  Tensor<T, 2> key_square_norm;              // [batch·slots, kv_heads]
+  std::vector<Index> slot_counts;            // [batch], slots in use
+  std::vector<Index> closed;                 // [row]
+  std::vector<std::uint64_t> kept;           // [row][heads][words]
+  std::vector<Index> order;                  // BlockSparseMask::order
+  std::vector<RowOutcome> outcomes;          // [row][heads]
+  Index rows = 0, closed_rows = 0;           // of the last pass; closed_rows: that have blocks to see
+  Tensor<T, 2> far_output,
+      log_sum_exp;  // of the blocks [rows, heads·dim]; of everything, then of the blocks [2·rows, heads]
   mutable Tensor<T, 2> dquery, dkey, dvalue, dkey_square_norm;
 
   void clear() {
     for (auto& own : blocks) own.clear();
-    slots = 0;
+    slots = rows = closed_rows = 0;
   }
 
   BlockSparseMask<T> mask() const {
@@ -103,7 +105,6 @@ struct BlockSparsePlan {
   void bundle(const HeadsView<const T>& query, const HeadsView<const T>& keys, const HeadsView<const T>& values,
               const SheafScore<T>& score, const OpenChunkMask& mask, const SparsityConfig& config) {
     heads = query.heads;
-    chunk = config.chunk;
     set_keys(keys.batch, keys.heads, keys.dim, values.dim, config);
     rows = 0;
     for (Index b = 0; b < batch; ++b) rows = std::max(rows, query.first_row(b) + query.count(b));
@@ -180,11 +181,13 @@ struct BlockSparsePlan {
 
   void set_keys(Index batch_size, Index n_kv_heads, Index key_dim, Index value_dim, const SparsityConfig& config) {
     const bool same = batch == batch_size && kv_heads == n_kv_heads && key.dimension(1) == key_dim &&
-                      value.dimension(1) == value_dim && (blocks.empty() || blocks[0].block == config.block);
+                      value.dimension(1) == value_dim && block == config.block && chunk == config.chunk &&
+                      clusters == config.clusters;
     require(same || slots == 0, "BlockSparsePlan", "keys", "those of the pass before, continued, or clear()",
-            "other shapes");
+            "other shapes or blocks");
     batch = batch_size;
     kv_heads = n_kv_heads;
+    block = config.block, chunk = config.chunk, clusters = config.clusters;
     blocks.resize(static_cast<std::size_t>(batch * kv_heads));
     slot_counts.resize(static_cast<std::size_t>(batch));
   }

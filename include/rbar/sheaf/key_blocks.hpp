@@ -84,8 +84,7 @@ struct KeyBlocks {
     dim = width;
     block = config.block;
     const auto blocks = static_cast<std::size_t>(max_blocks(config, keys)), d = static_cast<std::size_t>(dim);
-    if (blocks <= fill.size() && leaders_.size() >= d) return;
-    group_stride_ = (config.clusters + simd::lanes<T> - 1) / simd::lanes<T> * simd::lanes<T>;
+    if (bundled == 0) group_stride_ = (config.clusters + simd::lanes<T> - 1) / simd::lanes<T> * simd::lanes<T>;
     origin.resize(d);
     leaders_.resize(d * static_cast<std::size_t>(group_stride_));
     distances_.resize(static_cast<std::size_t>(std::max(group_stride_, max_sample)));
