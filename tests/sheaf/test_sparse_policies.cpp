@@ -232,6 +232,9 @@ TEST_CASE("a pattern report counts what was seen, and draws it", "[sparse]") {
   CHECK(svg.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 30 30\""));
   CHECK(svg.ends_with("</svg>\n"));
   CHECK_THROWS_AS(pattern_picture(report, 0), Error);
+  p.plan.clear();  // what a dense pass does
+  CHECK_THROWS_WITH(pattern_report<float>(p.plan, p.queries(p.query), p.keys(p.key), p.score(), {}, 0, 0),
+                    ContainsText("plan: expected that of a sparse pass"));
 }
 
 TEST_CASE("sparse attention says what is wrong", "[sparse]") {

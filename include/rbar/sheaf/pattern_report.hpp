@@ -24,13 +24,16 @@ struct PatternReport {
   std::vector<std::uint8_t> seen;  // [queries][keys]: 2 seen, 1 skipped, 0 not visible to begin with
 };
 
-// The arguments are those of the pass that made the plan.
+// The arguments are those of the pass that made the plan. Errors: no such sequence or head, a plan that saw other
+// queries or, as after a dense pass, none.
 template <class T>
 PatternReport pattern_report(const BlockSparsePlan<T>& plan, const HeadsView<const T>& query,
                              const HeadsView<const T>& key, const SheafScore<T>& score, const AttentionMask& mask,
                              Index batch, Index head) {
   require(batch >= 0 && batch < query.batch, "pattern_report", "batch", "a sequence", batch);
   require(head >= 0 && head < query.heads, "pattern_report", "head", "a head of the queries", head);
+  require(plan.rows >= query.first_row(batch) + query.count(batch) && plan.heads == query.heads, "pattern_report",
+          "plan", "that of a sparse pass over these queries", plan.rows);
   PatternReport report;
   const Index kv_head = head / (query.heads / key.heads);
   const SequencePair pair{batch, query.count(batch), key.count(batch), query.first_row(batch), key.first_row(batch)};
