@@ -205,6 +205,20 @@ TEST_CASE("restriction maps refuse what does not fit") {
                     ContainsText("gradient: expected the map's kind and sizes, got low_rank"));
   CHECK_THROWS_AS(map.backward(rows(std::as_const(y)), rows(std::as_const(good)), rows(x), grad), Error);
   CHECK_THROWS_AS(map.backward(rows(std::as_const(good)), rows(std::as_const(good)), rows(good), grad), Error);
+  const auto refuses = [&](const Map& one, const Map& another) {
+    auto unlike = zeros_like(another);
+    CHECK_THROWS_WITH(one.backward(rows(std::as_const(y)), rows(std::as_const(good)), rows(good), unlike),
+                      ContainsText("the map's kind and sizes"));
+  };
+  refuses(Map::low_rank(4, 3, 2, true, rng), Map::low_rank(4, 3, 1, true, rng));
+  refuses(Map::csr(4, {0, 1, 2, 3}, {0, 1, 2}, true, rng), Map::csr(4, {0, 1, 2, 2}, {0, 1}, true, rng));
+  refuses(map, Map::dense(4, 3, false, rng));
+  const ComposedRestrictionMap<float> chain({map, Map::dense(3, 3, true, rng)});
+  auto chain_grad = zeros_like(chain);
+  const Tensor<float, 2> wide(2, 4), short_dy(1, 3);
+  for (const auto* dy : {&wide, &short_dy})
+    CHECK_THROWS_WITH(chain.backward(rows(*dy), rows(std::as_const(good)), rows(good), chain_grad),
+                      ContainsText("ComposedRestrictionMap::backward: dy: expected [2, 3]"));
   CHECK_THROWS_AS(Map::identity(0), Error);
   CHECK_THROWS_AS(Map::dense(0, 3, true, rng), Error);
   CHECK_THROWS_AS(Map::diagonal(-1, true, rng), Error);

@@ -204,6 +204,9 @@ TEST_CASE("sheaf graph refuses what does not fit, and states that are not finite
   CHECK_THROWS_AS(graph.update(state, none, cache), Error);
   Graph grad = zeros_like(graph);
   CHECK_THROWS_AS(graph.backward(1, cache, dstate, grad), Error);
+  dstate.resize(6);
+  grad.maps.clear();
+  CHECK_THROWS_WITH(graph.backward(1, cache, dstate, grad), ContainsText("maps of the gradient: expected 1, got 0"));
   state[3] = nan;
   CHECK_THROWS_WITH(graph.forward(state, cache), ContainsText("expected finite values, got nan at element 3"));
   CHECK_THROWS_WITH(graph.update(state, one, cache), ContainsText("SheafGraph::update: state"));

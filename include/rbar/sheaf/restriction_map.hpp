@@ -144,8 +144,7 @@ struct RestrictionMap {
                 bool accumulate_dx = false) const {
     require_shape("RestrictionMap::backward", "x", x, {-1, in()});
     require_shape("RestrictionMap::backward", "dy", dy, {x.rows(), out()});
-    require(grad.kind() == kind() && grad.in() == in() && grad.out() == out(), "RestrictionMap::backward", "gradient",
-            "the map's kind and sizes", name_of(grad.kind()));
+    require(same_sizes(grad), "RestrictionMap::backward", "gradient", "the map's kind and sizes", name_of(grad.kind()));
     if (dx.size() > 0) require_shape("RestrictionMap::backward", "dx", dx, {x.rows(), in()});
     if (grad.bias.size() > 0) detail::add_column_sums(dy, grad.bias.data());
     std::visit([&]<class Map>(const Map& map) { map.backward(dy, x, dx, std::get<Map>(grad.linear), accumulate_dx); },
@@ -173,6 +172,14 @@ struct RestrictionMap {
   RestrictionMap() : linear(IdentityRestriction<T>{}) {}
 
  private:
+  bool same_sizes(const RestrictionMap& other) const {
+    if (other.kind() != kind() || other.in() != in() || other.out() != out()) return false;
+    if (const auto* factors = std::get_if<LowRankRestriction<T>>(&linear))
+      if (factors->rank() != std::get<LowRankRestriction<T>>(other.linear).rank()) return false;
+    if (const auto* pattern = std::get_if<CsrRestriction<T>>(&linear))
+      if (pattern->values.size() != std::get<CsrRestriction<T>>(other.linear).values.size()) return false;
+    return other.bias.size() == bias.size();
+  }
   RestrictionMap(auto&& map, bool has_bias) : linear(std::move(map)), bias(has_bias ? out() : 0) { bias.setZero(); }
 
   static void require_sizes(Index in, Index out) {
@@ -245,6 +252,7 @@ struct ComposedRestrictionMap {
                 bool accumulate_dx = false) const {
     require(grad.maps.size() == maps.size(), "ComposedRestrictionMap::backward", "maps of the gradient", maps.size(),
             grad.maps.size());
+    require_shape("ComposedRestrictionMap::backward", "dy", dy, {x.rows(), out()});
     const Index count = x.rows();
     T* states = simd::thread_scratch<T, ComposedRestrictionMap>(2 * count * inner_width());
     T* gradients = states + count * inner_width();

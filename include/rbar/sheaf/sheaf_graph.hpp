@@ -131,6 +131,8 @@ struct SheafGraph {
   void backward(double denergy, const Cache& cache, std::span<T> dstate, SheafGraph& grad) const {
     require_state("SheafGraph::backward", std::span<const T>(dstate));
     require_shape("SheafGraph::backward", "gradient of weight", grad.weight, {count_edges()});
+    require(grad.maps.size() == maps.size(), "SheafGraph::backward", "maps of the gradient", maps.size(),
+            grad.maps.size());
     ensure_shape(cache.dinputs, shape_of(cache.inputs));
     ensure_shape(cache.doutputs, shape_of(cache.outputs));
     cache.doutputs.setZero();
