@@ -291,6 +291,15 @@ TEST_CASE("token energies refuse what they cannot measure") {
     CHECK_THROWS_WITH(measure.step(hidden, energy, state), ContainsText("finite"));
     state.reset();
   }
+  cache = {};
+  auto gradient = zeros_like(measure);
+  Tensor<float, 3> dhidden = zeros<float, 3>({2, 3, 8});
+  const auto hidden = random_states<float>(2, 3, 8, rng);
+  measure.step(hidden, energy, state);
+  measure.step(hidden, energy, state);  // what it keeps is no beginning of a sequence
+  CHECK_THROWS_WITH(measure.backward(view(std::as_const(energy)), hidden, state.cache, dhidden, gradient),
+                    ContainsText("cache: expected that of forward"));
+  state.reset();
   measure.step(random_states<float>(2, 5, 8, rng), energy, state);
   CHECK_THROWS_WITH(measure.step(random_states<float>(3, 5, 8, rng), energy, state), ContainsText("state"));
 }

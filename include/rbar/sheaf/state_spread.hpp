@@ -17,6 +17,7 @@ void relative_spread(std::type_identity_t<ConstTensorView<T, 3>> hidden, Context
   constexpr const char* where = "relative_spread";
   const Index batch = hidden.dimension(0), tokens = hidden.dimension(1), dim = hidden.dimension(2);
   require(hidden.size() > 0, where, "hidden", "at least one token", hidden.size());
+  require_finite(where, "hidden", std::span(hidden.data(), static_cast<std::size_t>(hidden.size())));
   if (moments.seen == 0) moments.start(batch, dim);
   require_shape(where, "moments.mean (of the first call)", moments.mean, {batch, dim});
   ensure_shape(spread, {batch, tokens});

@@ -176,7 +176,7 @@ struct TokenEnergy {
     Tensor<T, 3> query, key;            // [B, T, width]
     Tensor<T, 3> mean;                  // k̄_i [B, T, width]
     Tensor<T, 2> spread;                // V_i [B, T]
-    ContextMoments moments;             // after the last token
+    ContextMoments moments, moved;      // after the last token; scratch of step
     mutable Tensor<T, 3> dquery, dkey;  // scratch of backward
     mutable Tensor<T, 2> moved_query;   // scratch of remeasure
   };
@@ -209,6 +209,8 @@ struct TokenEnergy {
   void backward(ConstTensorView<T, 2> denergy, ConstTensorView<T, 3> hidden, const Cache& cache, Tensor<T, 3>& dhidden,
                 TokenEnergy& grad) const {
     check("TokenEnergy::backward", hidden);
+    require(cache.moments.seen == hidden.dimension(1), "TokenEnergy::backward", "cache", "that of forward",
+            cache.moments.seen);
     require_shape("TokenEnergy::backward", "dhidden", shape_of(dhidden), shape_of(hidden));
     context_energies_backward<T>(denergy, view(cache.query), view(cache.key), cache.mean, cache.dquery, cache.dkey);
     rho_query.backward(rows(std::as_const(cache.dquery)), rows(hidden), rows(dhidden), grad.rho_query,
@@ -267,10 +269,12 @@ struct TokenEnergy {
     for (Tensor<T, 3>* tensor : {&cache.query, &cache.key, &cache.mean}) ensure_shape(*tensor, shape);
     rho_query.forward(rows(hidden), rows(cache.query));
     rho_key.forward(rows(hidden), rows(cache.key));
-    context_energies<T>(view(std::as_const(cache.query)), view(std::as_const(cache.key)), cache.moments, cache.mean,
+    cache.moved = cache.moments;
+    context_energies<T>(view(std::as_const(cache.query)), view(std::as_const(cache.key)), cache.moved, cache.mean,
                         cache.spread, energy);
     // Every feature of a state enters its energy, so looking at the energies is enough.
     require_finite(operation, "energy (of hidden)", std::span<const T>(elements(energy)));
+    cache.moments = cache.moved;  // only now: a refused step leaves the stream as it was
   }
 };
 
