@@ -119,6 +119,10 @@ TEST_CASE("energies refuse no keys, other shapes and what is not finite") {
   bad(1, 2) = std::numeric_limits<float>::quiet_NaN();
   CHECK_THROWS_WITH(energies_between(bad, key), ContainsText("query: expected finite values, got nan at element 6"));
   CHECK_THROWS_WITH(energies_between(key, bad), ContainsText("key: expected finite values"));
+  auto large = query;  // finite, the energy is not
+  large(0, 0) = 1e30f;
+  CHECK_THROWS_WITH(energies_between(large, key), ContainsText("energy: expected finite values"));
+  CHECK_THROWS_WITH(energies_between(large, large), ContainsText("energy: expected finite values"));  // ∞ − ∞
   const std::vector<double> two = {1, 2}, three = {1, 2, 3}, infinite = {1, std::numeric_limits<double>::infinity()};
   std::vector<double> r(2);
   CHECK_THROWS_AS(edge_energy<double>(two, three), Error);

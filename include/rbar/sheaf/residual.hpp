@@ -34,7 +34,8 @@ double edge_energy(std::span<const T> a, std::span<const T> b, double weight = 1
 // E_ij = ‖q_i − k_j‖² of all pairs, query [N, d], key [M, d] -> energy [N, M]:
 //   E_ij = (‖q_i − c‖² + ‖k_j − c‖² − 2 (q_i − c)·(k_j − c))₊.
 // The error of E_ij is a few roundings of ‖q_i − c‖² + ‖k_j − c‖². The center c [d] is the mean of the keys unless one
-// is given; who must not look at later keys gives one. Errors: other shapes, no key, values that are not finite.
+// is given; who must not look at later keys gives one. Errors: other shapes, no key, values or energies that are not
+// finite.
 template <class T>
 void pairwise_energies(ConstMatrixView<T> query, ConstMatrixView<T> key, MatrixView<T> energy,
                        const T* center = nullptr) {
@@ -73,9 +74,11 @@ void pairwise_energies(ConstMatrixView<T> query, ConstMatrixView<T> key, MatrixV
   parallel_for(queries, std::max<Index>(1, 32768 / keys), [&](Index begin, Index end) {
     for (Index i = begin; i < end; ++i) {
       T* row = energy.data() + i * keys;
-      for (Index j = 0; j < keys; ++j) row[j] = std::max(T(0), query_norm[i] + key_norm[j] - 2 * row[j]);
+      for (Index j = 0; j < keys; ++j)
+        row[j] = std::max(query_norm[i] + key_norm[j] - 2 * row[j], T(0));  // keeps a NaN
     }
   });
+  require_finite(where, "energy", std::span<const T>(energy.data(), static_cast<std::size_t>(energy.size())));
 }
 
 }  // namespace rbar
