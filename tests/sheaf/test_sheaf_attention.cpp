@@ -167,10 +167,28 @@ TEST_CASE("beta is a parameter if it is learned, a buffer if not, and starts whe
   config.learn_beta = false, config.beta = 16;
   const SheafAttention<double> fixed(config, rng);
   CHECK(beta_of(fixed) == Approx(16));
+  config.beta = 1000;  // beyond what expm1 can hold
+  CHECK(SheafAttention<double>(config, rng).beta(0) == Approx(1000));
   CHECK(count_parameters(learned) == count_parameters(fixed) + 2);
   CHECK(buffers_of(learned).empty());
   REQUIRE(buffers_of(fixed).size() == 1);
   CHECK(buffers_of(fixed)[0].name == "beta");
+}
+
+TEST_CASE("a cache turns by the positions of whoever uses it", "[sheaf attention]") {
+  SheafAttentionConfig config;
+  config.d_model = 24, config.n_heads = 2, config.rotary = Rotary::half_split;
+  const auto x = random_hidden<double>(1, 20, 24, 1);
+  SheafAttention<double>::Cache cache;
+  Tensor<double, 3> y;
+  for (const double base : {10000.0, 100.0})
+    for (const Index head_dim : {12, 8}) {
+      config.rope_base = base, config.head_dim = head_dim;
+      const auto layer = naive::random_sheaf<double>(config, 2);
+      layer.forward(x, y, cache);
+      INFO("base " << base << ", head_dim " << head_dim);
+      CHECK(largest_difference(y, layer(x)) == 0);
+    }
 }
 
 TEST_CASE("sheaf attention refuses what it cannot mean", "[sheaf attention]") {
@@ -193,11 +211,16 @@ TEST_CASE("sheaf attention refuses what it cannot mean", "[sheaf attention]") {
   CHECK_THROWS_AS(make([](Config& c) { c.map = RestrictionMapKind::csr; }), Error);
   CHECK_THROWS_AS(make([](Config& c) { c.map = RestrictionMapKind::diagonal, c.n_kv_heads = 1; }), Error);
 
+  CHECK_THROWS_WITH(make([](Config& c) { c.head_dim = 257; }), ContainsText("head_dim: expected at most 256, got 257"));
+
   const auto layer = make([](Config&) {});
   Tensor<float, 3> y;
   SheafAttention<float>::Cache cache;
   CHECK_THROWS_WITH(layer.forward(random_hidden<float>(2, 3, 13, 1), y, cache),
                     "SheafAttention::forward: x: expected [-1, -1, 12], got [2, 3, 13]");
+  const Tensor<float, 3> nothing(2, 0, 12);
+  CHECK_THROWS_WITH(layer.forward(nothing, y, cache), ContainsText("x: expected at least one token, got 0"));
+  CHECK_THROWS_WITH(layer.forward_weighted(nothing, zeros<float, 3>({1, 0, 0}), y, cache), ContainsText("one token"));
   layer.forward(random_hidden<float>(2, 3, 12, 1), y, cache);
   auto grad = zeros_like(layer);
   CHECK_THROWS_AS(layer.backward(random_hidden<float>(2, 4, 12, 1), cache, y, grad), Error);

@@ -166,6 +166,35 @@ TEST_CASE("a sparse stream and sparse routed queries have the numbers of the ful
   CHECK(leak == 0);
 }
 
+TEST_CASE("an override of the sparsity holds forwards and backwards", "[sheaf attention]") {
+  Rng rng(12);
+  const SheafAttention<double> sparse(sparse_config(0.05), rng);
+  auto dense = sparse;
+  dense.config.sparsity.enabled = false;
+  const auto x = clustered<double>(2, 70, 16, 13), dy = random_hidden<double>(2, 70, 16, 14);
+  const auto gradients = [&](const SheafAttention<double>& layer, SheafAttention<double>::Cache& cache) {
+    Tensor<double, 3> y, dx;
+    auto grad = zeros_like(layer);
+    layer.forward(x, y, cache);
+    layer.backward(dy, cache, dx, grad);
+    std::vector<double> all(dx.data(), dx.data() + dx.size());
+    for (const auto& p : parameters_of(grad)) all.insert(all.end(), p.data, p.data + p.size);
+    return all;
+  };
+  SheafAttention<double>::Cache own, other;
+  const auto of_sparse = gradients(sparse, own), of_dense = gradients(dense, other);
+  CHECK(of_sparse != of_dense);
+  CHECK(other.score.plan.summary().visible_blocks == 0);
+  other.score.sparsity = sparse.config.sparsity;
+  CHECK(gradients(dense, other) == of_sparse);
+  CHECK(gradients(dense, other) == of_sparse);  // it stays
+  own.score.sparsity = dense.config.sparsity;
+  CHECK(gradients(sparse, own) == of_dense);
+  CHECK(own.score.plan.summary().visible_blocks == 0);
+  own.score.sparsity.reset();
+  CHECK(gradients(sparse, own) == of_sparse);
+}
+
 TEST_CASE("skipping and a window do not go together", "[sheaf attention]") {
   auto config = sparse_config(0.01);
   config.window = 8;

@@ -154,4 +154,11 @@ TEST_CASE("edges of weight 1 change nothing, and weights that mean nothing are r
   CHECK_THROWS_AS(layer.forward_weighted(x, weight, y, cache), Error);
   CHECK_THROWS_AS(layer.forward_weighted(x, zeros<double, 3>({3, 40, 40}), y, cache), Error);
   CHECK_THROWS_AS(layer.forward_weighted(x, zeros<double, 3>({1, 40, 39}), y, cache), Error);
+  weight.setConstant(1);
+  auto poisoned = layer;  // queries that are no numbers do not pass for agreement
+  parameters_of(poisoned)[0].data[0] = NAN;
+  poisoned.forward_weighted(x, weight, y, cache);
+  CHECK(std::isnan(y(0, 3, 0)));
+  cache.score.sparsity.emplace().enabled = true;
+  CHECK_THROWS_WITH(layer.forward_weighted(x, weight, y, cache), ContainsText("sparsity.enabled"));
 }

@@ -332,8 +332,9 @@ struct AttentionPasses {
   void rotate(MatrixView<T> x, Index positions, auto&& position, Cache& cache) const {
     if (config.rotary == Rotary::none) return;
     // A stream asks for one position more each time: make the table grow by doubling.
-    if (cache.rotary.positions() < positions)
-      cache.rotary.ensure(std::max(positions, 2 * cache.rotary.positions()), config.dim_per_head(), config.rope_base);
+    const Index there = cache.rotary.positions();
+    cache.rotary.ensure(positions <= there ? there : std::max(positions, 2 * there), config.dim_per_head(),
+                        config.rope_base);
     rotary_forward(config.rotary, cache.rotary, x, position);
   }
 

@@ -5,7 +5,8 @@
 //   o_i = Σ_j softmax_j(−β_h w_ij ‖q_i − k_j‖²) v_j  over the keys j that i may see,  w = 1 unless given;   y = W_o o +
 //   b_o.
 // β_h = softplus(b_h) is learned; it starts at 1/(2√d), where this is dot-product attention with a bias −‖k_j‖²/(2√d).
-// The three maps are drawn apart: with ρ_q = ρ_k a token's nearest key is its own, and every token attends to itself.
+// Maps with weights are drawn apart: with ρ_q = ρ_k, as identities have it, a token's nearest key is its own, and every
+// token attends to itself.
 //
 // With config.sparsity, rows skip blocks of keys by a bound on their energy (sparse_sheaf.hpp).
 //
@@ -24,12 +25,13 @@
 
 namespace rbar {
 
-// [batch, tokens, d_model] -> the same. Errors: other shapes, routed rows that are not ascending, edge weights that are
-// negative or not finite, `step` without causality or beyond the limit of the cache.
+// [batch, tokens, d_model] -> the same. Errors: other shapes, no tokens, routed rows that are not ascending, edge
+// weights that are negative or not finite, `step` without causality or beyond the limit of the cache.
 template <class T>
 struct SheafAttention {
   using Scalar = T;
   using Config = SheafAttentionConfig;
+  static_assert(Config::max_head_dim == detail::max_head_dim);
 
   // What the score keeps from the forward pass. Rows are those of the view of queries or keys.
   struct Buffers {
@@ -38,7 +40,7 @@ struct SheafAttention {
     Tensor<T, 2> query_square_norm;          // [rows, heads], with edge weights only
     Tensor<Index, 1> known;                  // [batch], keys of a stream whose norms are there
     BlockSparsePlan<T> plan;                 // who skips what, with config.sparsity only
-    std::optional<SparsityConfig> sparsity;  // set by a caller who wants another bound than the config's for this pass
+    std::optional<SparsityConfig> sparsity;  // another one than the config's; holds for every pass until it is reset
     // Sums of the backward pass.
     mutable Tensor<double, 2> dlog_beta;  // [batch, heads]
     mutable Tensor<T, 2> dkey_square_norm, dquery_square_norm;
@@ -65,7 +67,9 @@ struct SheafAttention {
     rho_value = map(key_width);
     out_proj = Linear<T>(query_width, config.d_model, config.bias, rng);
     ensure_shape(beta, {config.n_heads});
-    beta.setConstant(static_cast<T>(std::log(std::expm1(config.initial_beta()))));
+    // The inverse of softplus.
+    const double initial = config.initial_beta();
+    beta.setConstant(static_cast<T>(initial > 30 ? initial : std::log(std::expm1(initial))));
   }
 
   void parameters(auto&& visit) {
@@ -81,6 +85,7 @@ struct SheafAttention {
 
   // Every token.
   void forward(ConstTensorView<T, 3> x, Tensor<T, 3>& y, Cache& cache) const {
+    require_tokens("SheafAttention::forward", x);
     passes().forward("SheafAttention::forward", x, y, cache);
   }
   void backward(ConstTensorView<T, 3> dy, const Cache& cache, Tensor<T, 3>& dx, SheafAttention& grad) const {
@@ -98,6 +103,7 @@ struct SheafAttention {
   void forward_weighted(ConstTensorView<T, 3> x, ConstTensorView<T, 3> edge_weight, Tensor<T, 3>& y,
                         Cache& cache) const {
     constexpr const char* operation = "SheafAttention::forward_weighted";
+    require_tokens(operation, x);
     weighted_passes(operation, edge_weight, x.dimension(0), x.dimension(1)).forward(operation, x, y, cache);
   }
   void backward_weighted(ConstTensorView<T, 3> dy, ConstTensorView<T, 3> edge_weight, const Cache& cache,
@@ -113,6 +119,7 @@ struct SheafAttention {
   // elsewhere.
   void forward_routed(ConstTensorView<T, 3> x, const RoutedRows& routed, KeyValues key_values, MatrixView<T> y_selected,
                       Cache& cache) const {
+    require_tokens("SheafAttention::forward_routed", x);
     passes().forward_routed("SheafAttention::forward_routed", x, routed, key_values, y_selected, cache);
   }
   void backward_routed(ConstMatrixView<T> dy_selected, ConstTensorView<T, 3> x, const RoutedRows& routed,
@@ -147,6 +154,10 @@ struct SheafAttention {
   }
 
  private:
+  static void require_tokens(std::string_view operation, ConstTensorView<T, 3> x) {
+    require(x.dimension(1) > 0, operation, "x", "at least one token", x.dimension(1));
+  }
+
   // β and the norms of the keys; of a stream's, those that are new.
   void prepare(const HeadsView<const T>& key, Buffers& buffers) const {
     ensure_shape(buffers.beta, shape_of(beta));
@@ -187,13 +198,17 @@ struct SheafAttention {
     }
   }
 
+  const SparsityConfig& sparsity_of(const Buffers& buffers) const {
+    return buffers.sparsity ? *buffers.sparsity : config.sparsity;
+  }
+
   struct Kernel {
     const SheafAttention& layer;
     SheafAttention* grad;
 
     void attend(const AttentionMask& mask, const ForwardViews<T>& views, Buffers& buffers) const {
       const auto& [query, key, value, output, log_sum_exp] = views;
-      const SparsityConfig& sparsity = buffers.sparsity ? *buffers.sparsity : layer.config.sparsity;
+      const SparsityConfig& sparsity = layer.sparsity_of(buffers);
       layer.prepare(key, buffers);
       if (sparsity.enabled)
         sparse_sheaf_attend<T>(query, key, value, score(buffers), mask, sparsity, output, log_sum_exp, buffers.plan);
@@ -206,7 +221,7 @@ struct SheafAttention {
       layer.clear(key, buffers);
       const SheafScoreGradient<T> sums{buffers.dlog_beta.data(), buffers.dkey_square_norm.data(), query.heads,
                                        key.heads};
-      if (layer.config.sparsity.enabled)
+      if (layer.sparsity_of(buffers).enabled)
         sparse_sheaf_attend_backward<T>(query, key, value, output, doutput, log_sum_exp, score(buffers), mask,
                                         buffers.plan, dquery, dkey, dvalue, sums);
       else
@@ -225,6 +240,8 @@ struct SheafAttention {
     EdgeWeights<T> edges;
 
     void attend(const AttentionMask& mask, const ForwardViews<T>& views, Buffers& buffers) const {
+      require(!layer.sparsity_of(buffers).enabled, "SheafAttention::forward_weighted", "sparsity.enabled",
+              "false: blocks are bounded without edge weights", true);
       layer.prepare(views.key, buffers);
       ensure_shape(buffers.query_square_norm, {views.query.batch * views.query.tokens, views.query.heads});
       square_norms(views.query, buffers.query_square_norm.data());

@@ -11,6 +11,8 @@
 namespace rbar {
 
 struct SheafAttentionConfig {
+  static constexpr Index max_head_dim = 256;  // the engine's
+
   Index d_model = 512;
   Index n_heads = 8;
   Index n_kv_heads = 0;  // 0: n_heads. Fewer: every n_heads/n_kv_heads query heads share keys and values
@@ -33,6 +35,7 @@ struct SheafAttentionConfig {
   void validate() const {
     constexpr const char* where = "SheafAttentionConfig";
     heads().validate(where);
+    require(dim_per_head() <= max_head_dim, where, "head_dim", "at most 256", dim_per_head());
     const Index query_width = n_heads * dim_per_head(), key_width = kv_heads() * dim_per_head();
     const bool square = map == RestrictionMapKind::identity || map == RestrictionMapKind::diagonal;
     require(!square || (query_width == d_model && key_width == d_model), where, "map",

@@ -156,7 +156,8 @@ struct SheafEdgeScore {
   }
   template <class B>
   RBAR_INLINE static B energy(const B& dot, const auto& query, const auto& key) {
-    return simd::max(query[1] + key[0] - dot, simd::zero<T>());
+    // x86 hands on the second operand when either is a NaN.
+    return simd::max(simd::zero<T>(), query[1] + key[0] - dot);
   }
 };
 
