@@ -52,7 +52,8 @@ struct CsrMask {
   }
 };
 
-// Errors: offsets that do not ascend from 0, rows that are not ascending keys below `keys`.
+// `attend` believes its masks: check a pattern that comes from outside once, before its first use. Errors: offsets that
+// do not ascend from 0, rows that are not ascending keys below `keys`.
 inline void require_csr(const CsrMask& mask, Index patterns, Index keys) {
   require(mask.offsets != nullptr && mask.offsets[0] == 0, "CsrMask", "offsets", "0 in front", "something else");
   for (Index i = 0; i < patterns * mask.queries; ++i) {

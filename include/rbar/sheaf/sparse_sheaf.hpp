@@ -54,7 +54,7 @@ void merge_far(const HeadsView<const T>& far, const T* far_log_sum_exp, const He
     });
 }
 
-// to += from, or to = from.
+// to += from.
 template <class T>
 void add_heads(const HeadsView<const T>& from, const HeadsView<T>& to) {
   const Index chunk = std::max<Index>(1, 32768 / std::max<Index>(1, to.heads * to.dim));

@@ -2,9 +2,8 @@
 //
 //   keep_coherent    skips what provably does not matter: the output of every row and head differs from the dense one
 //                    by ε·max‖v‖ at most, before the output projection (block_bound.hpp has the proof)
-//   keep_incoherent  keeps a fixed share of the blocks, those whose smallest possible residual is largest (ADR-015 §4
-//   to
-//                    the letter). The softmax gives just these the least weight: no bound, for comparison
+//   keep_incoherent  keeps a fixed share of the blocks, those whose smallest possible residual is largest, as ADR-015
+//                    §4 has it. The softmax gives just these the least weight: no bound, for comparison
 #pragma once
 
 #include "rbar/core/error.hpp"
