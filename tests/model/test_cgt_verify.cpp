@@ -82,9 +82,8 @@ TEST_CASE("nothing above the bound is ever emitted") {
           REQUIRE(std::holds_alternative<Emission>(output.at(b, t)) == trace.emitted);
           // The lane is where it ended; who sees all layers is uncertain by θ_deep, where that is not known before.
           const int segment = state.sheet().segment[static_cast<std::size_t>(b * length + t)] + trace.escalated;
-          const bool above = config.router.route_at == RouteAt::embedding
-                                 ? trace.routed == ComputeLane::escalate
-                                 : energy >= state.sheet().thresholds.deep;
+          const bool above = config.router.route_at == RouteAt::embedding ? trace.routed == ComputeLane::escalate
+                                                                          : energy >= state.sheet().thresholds.deep;
           REQUIRE(trace.lane == (segment == 0   ? ComputeLane::reflex
                                  : segment == 1 ? ComputeLane::standard
                                  : above        ? ComputeLane::escalate
@@ -191,6 +190,18 @@ TEST_CASE("the trace of a sequence says what infer did") {
   for (std::size_t i = 0; i < 20; ++i) past.insert(past.end(), &trace.residuals[i * 20], &trace.residuals[i * 20 + i]);
   std::sort(past.rbegin(), past.rend());
   for (std::size_t i = 0; i < 16; ++i) CHECK(trace.top_residuals[i].energy == past[i]);
+  // Beyond the limit the largest pairs are all that is kept, and they are the same.
+  CoherenceGatedTransformer<double>::State state;
+  model.infer(tokens, options, state);
+  SequenceTrace limited;
+  detail::trace_residuals<double>(state.stack.points_state[3].energy.cache, model.stack.router.scale(3), limited,
+                                  /*limit=*/7);
+  CHECK(limited.residuals.empty());
+  REQUIRE(limited.top_residuals.size() == 16);
+  for (std::size_t i = 0; i < 16; ++i) {
+    CHECK(limited.top_residuals[i].energy == Approx(past[i]).epsilon(1e-9));
+    CHECK(limited.top_residuals[i].query == trace.top_residuals[i].query);
+  }
   const ResidualPair& top = trace.top_residuals[0];
   CHECK(top.key < top.query);
   CHECK(trace.residuals[static_cast<std::size_t>(top.query * 20 + top.key)] == top.energy);

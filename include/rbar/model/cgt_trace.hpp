@@ -16,24 +16,31 @@ namespace rbar {
 
 namespace detail {
 
-// All E_ij, j <= i, of the final states, in the unit of the router's last point; and the largest, j < i.
+// All E_ij, j <= i, of the final states, in the unit of the router's last point, if they are of at most `limit` tokens;
+// and the largest, j < i, in any case.
 template <class T>
-void trace_residuals(const typename TokenEnergy<T>::Cache& measured, double scale, SequenceTrace& trace) {
+void trace_residuals(const typename TokenEnergy<T>::Cache& measured, double scale, SequenceTrace& trace,
+                     Index limit = 1024) {
   constexpr std::size_t largest = 16;
   const Index tokens = measured.query.dimension(1);
-  Matrix<T> energy(tokens, tokens);
-  pairwise_energies<T>(rows(measured.query), rows(measured.key), MatrixView<T>(energy.data(), tokens, tokens));
-  trace.residuals.assign(static_cast<std::size_t>(tokens * tokens), 0);
+  const ConstMatrixView<T> query = rows(measured.query), key = rows(measured.key);
+  const bool keeps_all = tokens <= limit;
+  trace.residuals.assign(keeps_all ? static_cast<std::size_t>(tokens * tokens) : 0, 0);
+  Matrix<T> energy(std::min(tokens, limit), tokens);  // of as many queries at a time
   // A heap of the largest, the smallest of them in front. Equal energies: the earlier pair.
   const auto before = [](const ResidualPair& a, const ResidualPair& b) {
     return std::tuple(-a.energy, a.query, a.key) < std::tuple(-b.energy, b.query, b.key);
   };
   std::vector<ResidualPair>& pairs = trace.top_residuals;
   pairs.clear();
-  for (Index i = 0; i < tokens; ++i)
+  for (Index i = 0; i < tokens; ++i) {
+    const Index row = i % limit, count = std::min(limit, tokens - i);
+    if (row == 0)
+      pairwise_energies<T>(ConstMatrixView<T>(query.data() + i * query.cols(), count, query.cols()), key,
+                           MatrixView<T>(energy.data(), count, tokens));
     for (Index j = 0; j <= i; ++j) {
-      const double normalised = static_cast<double>(energy(i, j)) / scale;
-      trace.residuals[static_cast<std::size_t>(i * tokens + j)] = normalised;
+      const double normalised = static_cast<double>(energy(row, j)) / scale;
+      if (keeps_all) trace.residuals[static_cast<std::size_t>(i * tokens + j)] = normalised;
       const ResidualPair pair{i, j, normalised};
       if (j == i || (pairs.size() == largest && !before(pair, pairs.front()))) continue;
       pairs.push_back(pair);
@@ -42,13 +49,15 @@ void trace_residuals(const typename TokenEnergy<T>::Cache& measured, double scal
       std::pop_heap(pairs.begin(), pairs.end(), before);
       pairs.pop_back();
     }
+  }
   std::sort_heap(pairs.begin(), pairs.end(), before);
 }
 
 }  // namespace detail
 
 // `state` is that of a stream that has seen this one sequence in one step. Longer sequences than spectra can be had of
-// (SpectrumConfig::dense_limit) have none. Errors: a stream of more steps or sequences.
+// (SpectrumConfig::dense_limit) have none, and beyond 1024 tokens only the largest residuals are kept. Errors: a stream
+// of more steps or sequences.
 template <class T>
 SequenceTrace sequence_trace(const CGTOutput<T>& output, const CGTStack<T>& stack,
                              const typename CGTStack<T>::State& state, double pressure) {
