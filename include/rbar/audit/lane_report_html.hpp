@@ -170,7 +170,8 @@ struct LaneReportPage {
     return element("h2", "", "Layers used") + charts.layers() + element("h2", "", "Energies") +
            element("p", "",
                    "A dot is the energy of a token's final state, the line to it comes from the energy it was routed "
-                   "by. Logarithmic.") +
+                   "by, each in the unit of the point where it was measured. Logarithmic; what is below a thousandth "
+                   "of the largest lies on the floor.") +
            charts.energies();
   }
 

@@ -1,7 +1,7 @@
 // Energy-based early exit (ADR-015): a token stops climbing when its energy has stopped changing,
 //   |E_l − E_{l−1}| / |E_{l−1}| < ε   for `patience` layers l ≥ min_layers in a row (layers count from 0),
-// or when nothing is left to agree upon, E_l = 0. The latter has two causes that must not be confused: the tokens
-// agree (perfect coherence), or the states of all tokens have become the same (collapse).
+// or when nothing is left to agree upon, E_l = 0 (up to zero_energy). The latter has two causes that must not be
+// confused: the tokens agree (perfect coherence), or the states of all tokens have become the same (collapse).
 #pragma once
 
 #include "rbar/core/error.hpp"
@@ -28,7 +28,7 @@ constexpr const char* name_of(ExitReason reason) {
 
 struct EarlyExitConfig {
   bool enabled = false;
-  double epsilon = 0.1;            // ε, relative change of the energy
+  double epsilon = 0.1;            // ε, relative change of the energy; at 0 only no change at all is calm
   Eigen::Index patience = 1;       // layers in a row
   Eigen::Index min_layers = 1;     // index of the first layer that may end a token
   bool track_history = true;       // keep the last energies in the state; decides nothing
