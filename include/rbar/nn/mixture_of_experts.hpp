@@ -262,11 +262,15 @@ struct MixtureOfExperts {
         };
         if (top_k == 1) dlogits[chosen[0]] += dweight(0);
         simd::softmax_row_backward(cache.probability.data() + n * n_experts, dlogits, n_experts, dlogits);
+        // ∂L/∂w_j waits where the gradient of the expert's output will be.
+        const auto to_expert = [&](Index j) {
+          return cache.dpacked.data() + cache.packed_row[static_cast<std::size_t>(n * top_k + j)] * dim;
+        };
         T mean = 0;
-        for (Index j = 0; top_k > 1 && j < top_k; ++j) mean += weight[j] * dweight(j);
-        for (Index j = 0; top_k > 1 && j < top_k; ++j) dlogits[chosen[j]] += weight[j] * (dweight(j) - mean);
+        for (Index j = 0; top_k > 1 && j < top_k; ++j) mean += weight[j] * (*to_expert(j) = dweight(j));
+        for (Index j = 0; top_k > 1 && j < top_k; ++j) dlogits[chosen[j]] += weight[j] * (*to_expert(j) - mean);
         for (Index j = 0; j < top_k; ++j) {
-          T* const to = cache.dpacked.data() + cache.packed_row[static_cast<std::size_t>(n * top_k + j)] * dim;
+          T* const to = to_expert(j);
           for (Index d = 0; d < dim; ++d) to[d] = weight[j] * dy.data()[n * dim + d];
         }
       }
