@@ -96,6 +96,23 @@ TEST_CASE("coherent blocks hold the softmax, incoherent ones next to nothing of 
     CHECK(outcome.visible - outcome.skipped == static_cast<int>(std::ceil(0.1 * outcome.visible)));
 }
 
+TEST_CASE("a tenth of the blocks at beta = 16: nearly all of the softmax, or next to nothing", "[sparse]") {
+  Rng rng(19);
+  sparse::Problem<float> p({1, 512, 1, 1, 16, 16}, rng, 10, 6);
+  p.beta = {16};
+  AttentionMask mask;
+  mask.causal = false;
+  SparsityConfig config;
+  config.block = 16;
+  config.epsilon = 0.02;
+  p.attend(mask, config);
+  CHECK(masses(p, mask).second >= 0.989);
+  CHECK(p.plan.summary().kept_share() < 0.2);
+  config.policy = SparsityPolicy::keep_incoherent;
+  p.attend(mask, config);
+  CHECK(masses(p, mask).second < 2e-17);
+}
+
 TEST_CASE("keep_incoherent keeps the blocks with the largest residuals", "[sparse]") {
   Rng rng(10);
   sparse::Problem<double> p({1, 60, 1, 1, 3, 2}, rng, 8, 8);
