@@ -90,6 +90,28 @@ TEST_CASE("gradients of a gated transformer, through lanes, gates, experts and e
   CHECK((largest > 1e-6) == config.gate);
 }
 
+TEST_CASE("a gated transformer with block-sparse layers is causal, and has the same bits for every number of threads") {
+  auto config = tiny_config();
+  config.sparsity.enabled = true;
+  config.sparsity.epsilon = 0.3;
+  config.sparsity.block = 2;
+  config.sparsity.chunk = 4;
+  config.sparsity.clusters = 3;
+  const auto model = random_model<float>(config, 23);
+  const auto report = causality(model);
+  INFO(report.text());
+#if defined(RBAR_GEMM_EIGEN) || defined(RBAR_GEMM_ONEDNN)
+  CHECK(report.passed());
+#else
+  CHECK(report.leak == 0);
+#endif
+  const auto tokens = random_tokens(3, 24, config.vocab_size, 5);
+  const Tensor<float, 3> one = model(tokens);
+  set_num_threads(3);
+  CHECK(transformer_test::largest_difference(one, model(tokens)) == 0);
+  set_num_threads(1);
+}
+
 TEST_CASE("a gated transformer is causal to the last bit") {
   const int number = GENERATE(0, 1, 2, 3);
   const bool exits = GENERATE(false, true);
