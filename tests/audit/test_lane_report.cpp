@@ -14,8 +14,8 @@ using rbar::LaneReport;
 
 rbar::TokenTrace token(ComputeLane routed, ComputeLane lane, double in, double out, bool emitted = true) {
   constexpr rbar::Index layers[] = {2, 6, 12, 12};
-  return {routed, lane, in, out, layers[static_cast<int>(lane)], rbar::ExitReason::max_layers_reached, emitted,
-          routed != lane};
+  return {routed,  lane,          in, out, layers[static_cast<int>(lane)], rbar::ExitReason::max_layers_reached,
+          emitted, routed != lane};
 }
 
 // Four tokens, a lane each; the last one is refused.
