@@ -171,9 +171,13 @@ int generate(const Arguments& a) {
   const std::vector<Token> tokens = model->generate(prompt, options);
   const std::string continued = tokenizer.decode(tokens);
   std::printf("%s%s\n", a.prompt.c_str(), continued.c_str());
+  // Nothing else ends a text early here: no eos is asked for.
+  const bool refused = static_cast<Index>(tokens.size()) < options.max_new_tokens;
+  if (refused) std::fprintf(stderr, "the model refuses to go on after %zu tokens\n", tokens.size());
   Json json;
   json["prompt"] = a.prompt;
   json["tokens"] = tokens;
+  json["refused"] = refused;
   json["seed"] = a.seed;
   print_json(a, json);
   return 0;
