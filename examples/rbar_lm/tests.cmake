@@ -51,7 +51,7 @@ rbar_lm_test("option without a value" 2 "--n_layers: expected a value" train --t
 rbar_lm_test("stray word" 2 "'stray'" train --text ${text} stray)
 rbar_lm_test("no number" 2 "steps" train --text ${text} --steps many)
 rbar_lm_test("bad value of a field" 2 "n_heads" train --text ${text} --d_model 16 --n_heads 3)
-rbar_lm_test("unknown model" 2 "one of cgt, cort, standard" train --model cart --text ${text})
+rbar_lm_test("unknown model" 2 "one of cgt, cort, phasegpt, standard" train --model cart --text ${text})
 rbar_lm_test("missing text" 2 "nowhere.txt" train --text nowhere.txt)
 rbar_lm_test("folder as text" 2 "${folder}" train --text ${folder})
 file(TOUCH ${folder}/empty.txt)

@@ -98,9 +98,11 @@ TEST_CASE("the encoding is fixed: other versions must read it") {
             zero8 +
             "000000000000f03f"
             "0c00000000000000"
-            "00"
-            "01" +
-            zero8 + zero8 +                       // no residual pairs, no residuals
+            "00"    // layers used and why no more
+            "01"    // emitted
+            "00" +  // not escalated
+            zero8 +
+            zero8 +                               // no residual pairs, no residuals
             zero8 + "0300000000000000" + zero8 +  // blocks visited, skipped, mass
             zero8 +                               // no spectra
             "7b14ae47e17a843f"
