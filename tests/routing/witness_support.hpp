@@ -15,7 +15,8 @@ inline SequenceTrace random_trace(Index tokens, Rng& rng) {
   };
   for (Index t = 0; t < tokens; ++t)
     trace.tokens.push_back({pick(ComputeLane{}), pick(ComputeLane{}), rng.uniform(0, 3), rng.uniform(0, 3),
-                            static_cast<Index>(rng.below(13)), pick(ExitReason{}), rng.below(4) != 0, rng.below(4) == 0});
+                            static_cast<Index>(rng.below(13)), pick(ExitReason{}), rng.below(4) != 0,
+                            rng.below(4) == 0});
   for (std::uint64_t i = rng.below(3); i > 0; --i)
     trace.top_residuals.push_back({static_cast<Index>(rng.below(90)), static_cast<Index>(rng.below(9)), rng.normal()});
   for (std::uint64_t i = rng.below(5); i > 0; --i) trace.residuals.push_back(rng.normal());
