@@ -53,7 +53,8 @@ TEST_CASE("averaging the angles of many heads looks like synchrony where there i
   Rng rng(3);
   const auto angles = naive::random_angles<double>(1, 64, 12 * 32, rng);
   double mean_of_tokens = 0;
-  for (const double r : elements(token_order_parameter<double>(angles, 12))) mean_of_tokens += r / (64 * 12);
+  const auto of_tokens = token_order_parameter<double>(angles, 12);  // named: elements() only points into it
+  for (const double r : elements(of_tokens)) mean_of_tokens += r / (64 * 12);
   CHECK(mean_of_tokens < 0.2);
   CHECK(mean_phase_order_parameter<double>(angles, 12)(0) > 0.8);
 }
