@@ -121,7 +121,7 @@ struct KuramotoAttention {
     require_shape("KuramotoAttention::forward", "angles", angles, {-1, -1, config.d_model});
     const Index batch = angles.dimension(0), tokens = angles.dimension(1);
     ensure_shape(moved, shape_of(angles));
-    prepare(angles, /*first_position=*/0, cache);
+    prepare(angles, /*first_position=*/0, /*room=*/tokens, cache);
     attend<T>(heads_of(cache.query, batch, tokens), heads_of(cache.key, batch, tokens),
               heads_of(cache.phasors, batch, tokens), DotProductScore{}, CausalMask{config.strict ? -1 : 0},
               heads_of(cache.mean, batch, tokens), cache.log_sum_exp.data());
@@ -195,7 +195,7 @@ struct KuramotoAttention {
     ensure_shape(moved, shape_of(angles));
     state.keys.reserve(batch, 2 * config.d_model, tokens);
     Cache& scratch = state.scratch;
-    prepare(angles, state.position, scratch);
+    prepare(angles, state.position, state.keys.capacity(), scratch);
     for (Index n = 0; n < batch * tokens; ++n)
       state.keys.append(n / tokens, row(scratch.key, n), row(scratch.phasors, n), state.position + n % tokens);
     attend<T>(heads_of(std::as_const(scratch.query), batch, tokens), state.keys.key_view(config.n_heads),
@@ -244,8 +244,9 @@ struct KuramotoAttention {
     return row(cache.drift.sine, config.drift ? position : 0);
   }
 
-  // Phasors, gates, queries and keys of the tokens from `first_position` on.
-  void prepare(ConstTensorView<T, 3> angles, Index first_position, Cache& cache) const {
+  // Phasors, gates, queries and keys of the tokens from `first_position` on. `room`: positions that the table of drifts
+  // should reach, so that a stream does not make it anew for every token.
+  void prepare(ConstTensorView<T, 3> angles, Index first_position, Index room, Cache& cache) const {
     const Index tokens = angles.dimension(1), count = angles.dimension(0) * tokens, d = config.d_model;
     const Index dim = config.head_dim(), heads = config.n_heads;
     cache.shape = shape_of(angles);
@@ -255,7 +256,7 @@ struct KuramotoAttention {
     ensure_shape(cache.rate, {d});
     for (Index i = 0; i < d; ++i) cache.rate(i) = T(2) / (T(1) + std::exp(-rate_logit(i)));
     // Rotary's table for heads of 2·d_h features: one frequency base^(−k/d_h) for each of d_h angles.
-    cache.drift.ensure(std::max<Index>(1, config.drift ? first_position + tokens : 1), 2 * dim, config.drift_base);
+    cache.drift.ensure(std::max<Index>(1, config.drift ? room : 1), 2 * dim, config.drift_base);
     const Index chunk = rows_per_chunk();
     parallel_for(count, chunk, [&](Index begin, Index end) {
       for (Index n = begin; n < end; ++n) simd::torus_phasors(angles.data() + n * d, heads, dim, row(cache.phasors, n));
