@@ -180,7 +180,10 @@ struct RestrictionMap {
       if (pattern->values.size() != std::get<CsrRestriction<T>>(other.linear).values.size()) return false;
     return other.bias.size() == bias.size();
   }
-  RestrictionMap(auto&& map, bool has_bias) : linear(std::move(map)), bias(has_bias ? out() : 0) { bias.setZero(); }
+  template <class Kind>
+  RestrictionMap(Kind map, bool has_bias) : linear(std::move(map)), bias(has_bias ? out() : 0) {
+    bias.setZero();
+  }
 
   static void require_sizes(Index in, Index out) {
     require(in > 0 && out > 0, "RestrictionMap", "sizes in, out", "at least 1", std::min(in, out));

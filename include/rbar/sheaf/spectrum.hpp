@@ -148,7 +148,7 @@ std::vector<double> smallest_eigenvalues(const SymmetricMatrix& matrix, const Sp
     require(false, where, "rows without RBAR_SPECTRA (config.dense_limit)", config.dense_limit, size);
 #endif
   }
-  const Eigen::MatrixXd dense(matrix);
+  const Eigen::MatrixXd& dense = matrix;  // itself, or a dense copy of a sparse one
   require_finite(where, "matrix", std::span(dense.data(), static_cast<std::size_t>(dense.size())));
   const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(dense, Eigen::EigenvaluesOnly);
   require(solver.info() == Eigen::Success, where, "dense solver", "convergence", "none");
