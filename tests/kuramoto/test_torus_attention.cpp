@@ -208,6 +208,9 @@ TEST_CASE("a second pass of torus attention allocates nothing") {
 
 TEST_CASE("torus attention refuses what it cannot compute") {
   Rng rng(7);
+  TorusGate gate{};
+  CHECK((parse("static", gate) && gate == TorusGate::fixed));
+  CHECK_FALSE(parse("fixed", gate));
   const KuramotoAttention<float> layer(config_of({}, 2, 3), rng);
   Tensor<float, 3> moved;
   KuramotoAttention<float>::Cache cache;

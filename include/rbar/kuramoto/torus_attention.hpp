@@ -5,7 +5,7 @@
 //   step    θ ← θ + η ⊙ (cos θ_t ⊙ S_t − sin θ_t ⊙ C_t)              = θ + η Σ_u A_tu sin(θ_u − θ_t), the tangent part
 // With q̃ = β[a cos ψ; a sin ψ], k̃ = [b cos ψ; b sin ψ], ṽ = [cos θ; sin θ] this is dot-product attention of heads twice
 // as wide, and an elementwise step.
-// Gates: a = W_a[cos θ; sin θ] + b_a (`query`), learned constants (`fixed`), or with a second map for b (`query_key`).
+// Gates: a = W_a[cos θ; sin θ] + b_a (`query`), learned constants (`static`), or with a second map for b (`query_key`).
 // η = 2σ(r) in (0, 2): for 0 < η < 2, moving one angle while the others hold never raises −Σ_u A_tu cos(θ_u − θ_t).
 // Source: reimplementation from the abstract of "Kuramoto Attention: Synchronizing Self-Attention on the Torus", arXiv
 // 2606.11585; drift, gates and η are this library's choice.
@@ -25,11 +25,11 @@
 
 namespace rbar {
 
-enum class TorusGate { query, fixed, query_key };
+enum class TorusGate { query, fixed /*static is a keyword*/, query_key };
 
 inline constexpr TorusGate all_torus_gates[] = {TorusGate::query, TorusGate::fixed, TorusGate::query_key};
 constexpr const char* name_of(TorusGate gate) {
-  constexpr const char* names[] = {"query", "fixed", "query_key"};
+  constexpr const char* names[] = {"query", "static", "query_key"};
   return names[static_cast<int>(gate)];
 }
 constexpr bool parse(std::string_view text, TorusGate& gate) {
