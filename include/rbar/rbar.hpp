@@ -7,6 +7,7 @@
 #include "rbar/audit/causality.hpp"
 #include "rbar/audit/gradient_check.hpp"
 #include "rbar/audit/lane_report_html.hpp"
+#include "rbar/audit/line_chart.hpp"
 #include "rbar/audit/routing_report.hpp"
 #include "rbar/coherence/circular.hpp"
 #include "rbar/coherence/phase_coherence.hpp"
