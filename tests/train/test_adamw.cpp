@@ -96,6 +96,27 @@ TEST_CASE("AdamW follows PyTorch's formula") {
   }
 }
 
+TEST_CASE("a model's own rule says which parameters decay") {
+  struct Spared : Bag<double> {
+    using Bag::Bag;
+    static bool decays(std::string_view name, std::size_t rank) { return name == "vector" || rank == 3; }
+  };
+  for (const auto group : {WeightDecayGroup::matrices, WeightDecayGroup::all}) {
+    Spared bag(1), nothing(2, 0);
+    const Spared before = bag;
+    AdamW<double> optimizer({.learning_rate = 0.5, .weight_decay = 0.4, .decay = group});
+    optimizer.step(bag, nothing);  // without a gradient only the decay moves a weight
+    const auto values = parameters_of(bag);
+    const auto expected = parameters_of(before);
+    for (std::size_t p = 0; p < values.size(); ++p) {
+      const bool decays = group == WeightDecayGroup::all || values[p].name == "vector" || values[p].name == "cube";
+      INFO(name_of(group) << ": " << values[p].name);
+      for (Index i = 0; i < values[p].size; ++i)
+        REQUIRE(values[p].data[i] == Approx(expected[p].data[i] * (decays ? 0.8 : 1.0)).epsilon(1e-15));
+    }
+  }
+}
+
 TEST_CASE("AdamW has the same bits for every number of threads") {
   const auto run = [](int threads) {
     set_num_threads(threads);

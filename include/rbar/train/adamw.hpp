@@ -15,8 +15,8 @@ namespace rbar {
 
 // Which parameters the weight decay shrinks.
 enum class WeightDecayGroup {
-  matrices,  // rank 2 and more: weights and embeddings, not biases and norms
-  all,
+  matrices,  // those that the model's rule lets decay (flat_parameters.hpp): matrices, unless it has its own
+  all,       // every one, whatever the rule
 };
 
 constexpr const char* name_of(WeightDecayGroup group) { return group == WeightDecayGroup::all ? "all" : "matrices"; }
@@ -137,7 +137,7 @@ struct AdamW {
     parallel_for(parameters.size(), FlatParameters<T>::chunk_size, [&](Index begin, Index end) {
       parameters.for_range(begin, end, [&](std::size_t part, Index from, Index to) {
         const auto& weight = parameters.parts()[part];
-        const bool decayed = config.decay == WeightDecayGroup::all || weight.shape.size() >= 2;
+        const bool decayed = config.decay == WeightDecayGroup::all || parameters.decays(part);
         detail::AdamWFactors<T> own = factors;
         own.keep = static_cast<T>(decayed ? 1 - learning_rate * config.weight_decay : 1.0);
         const Index at = parameters.offset(part) + from;

@@ -7,9 +7,28 @@
 
 #include <algorithm>
 #include <cmath>
+#include <concepts>
+#include <string_view>
 #include <vector>
 
 namespace rbar {
+
+// Which parameters weight decay may shrink: those of rank 2 and more (weights and embeddings, not biases and norms),
+// unless the layer has a rule of its own, which sees names as in a checkpoint:
+//   static bool decays(std::string_view name, std::size_t rank)
+template <class L>
+bool weight_decays(std::string_view name, std::size_t rank) {
+  if constexpr (requires { &L::decays; }) {
+    static_assert(
+        requires {
+          { L::decays(name, rank) } -> std::same_as<bool>;
+        },
+        "decays must be static bool decays(std::string_view, std::size_t)");
+    return L::decays(name, rank);
+  } else {
+    return rank >= 2;
+  }
+}
 
 // Points into the layer: it must outlive this object and must not be moved or reshaped meanwhile.
 template <class T>
@@ -20,6 +39,7 @@ class FlatParameters {
   explicit FlatParameters(L& layer) : parts_(parameters_of(layer)) {
     offsets_.reserve(parts_.size());
     for (const auto& part : parts_) {
+      decays_.push_back(weight_decays<L>(part.name, part.shape.size()));
       offsets_.push_back(size_);
       size_ += part.size;
     }
@@ -28,6 +48,7 @@ class FlatParameters {
   Index size() const { return size_; }
   const std::vector<ParameterRef<T>>& parts() const { return parts_; }
   Index offset(std::size_t part) const { return offsets_[part]; }
+  bool decays(std::size_t part) const { return decays_[part]; }
 
   // body(part number, first, last) for the pieces of parts that lie in [begin, end) of the long
   // array; first and last count inside the part.
@@ -55,6 +76,7 @@ class FlatParameters {
  private:
   std::vector<ParameterRef<T>> parts_;
   std::vector<Index> offsets_;
+  std::vector<bool> decays_;
   Index size_ = 0;
 };
 
