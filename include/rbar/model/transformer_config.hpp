@@ -107,6 +107,18 @@ struct TransformerConfig {
     config.dropout = 0;
     return config;
   }
+  // The baselines that KuramotoLMConfig's one_million and five_million are measured against: Llama's parts, an untied
+  // head. 997,760 and 4,998,912 parameters for a vocabulary of 205.
+  static TransformerConfig matched_1m(Index vocab_size, Index max_seq_len = 256) {
+    TransformerConfig config = llama_style(vocab_size, 128, 4, 4, 0, 444, max_seq_len);
+    config.tie_embeddings = false;
+    return config;
+  }
+  static TransformerConfig matched_5m(Index vocab_size, Index max_seq_len = 256) {
+    TransformerConfig config = llama_style(vocab_size, 256, 6, 8, 0, 720, max_seq_len);
+    config.tie_embeddings = false;
+    return config;
+  }
 
   Index hidden() const { return d_ff > 0 ? d_ff : 4 * d_model; }
 

@@ -54,7 +54,8 @@ struct FeedForward {
   }
 };
 
-// [N, D] -> [N, D]. Llama names the three matrices w1 (gate), w3 (up) and w2 (down). Errors: as above.
+// [N, D] -> [N, D], or another width out. Llama names the three matrices w1 (gate), w3 (up) and w2 (down). Errors: as
+// above.
 template <class T>
 struct SwiGLU {
   using Scalar = T;
@@ -66,8 +67,9 @@ struct SwiGLU {
   Linear<T> gate, up, down;  // [F, D], [F, D], [D, F]
 
   SwiGLU() = default;
-  SwiGLU(Index dim, Index hidden, bool bias, Rng& rng)
-      : gate(dim, hidden, bias, rng), up(dim, hidden, bias, rng), down(hidden, dim, bias, rng) {}
+  SwiGLU(Index dim, Index hidden, bool bias, Rng& rng) : SwiGLU(dim, hidden, dim, bias, rng) {}
+  SwiGLU(Index in, Index hidden, Index out, bool bias, Rng& rng)
+      : gate(in, hidden, bias, rng), up(in, hidden, bias, rng), down(hidden, out, bias, rng) {}
 
   void forward(ConstMatrixView<T> x, MatrixView<T> y, Cache& cache) const {
     const Shape<2> hidden{x.rows(), up.out()};
