@@ -37,6 +37,39 @@ inline CGTConfig tiny_config() {
   return config;
 }
 
+// Kinds of model that differ in what their passes do.
+inline CGTConfig variant(int number) {
+  auto config = tiny_config();
+  if (number == 1) config.router.route_at = RouteAt::embedding;
+  if (number == 2) {  // grouped heads, rotary positions, its own head, no gate
+    config.n_heads = 2;
+    config.n_kv_heads = 1;
+    config.positions = Positions::rotary;
+    config.tie_embeddings = false;
+    config.gate = false;
+    config.top_k = 1;
+  }
+  if (number == 3) {  // no standard layers
+    config.standard_layers = 1;
+    config.map = RestrictionMapKind::low_rank;
+    config.map_rank = 3;
+  }
+  if (number == 4) {  // tokens that leave in the middle of a lane
+    config.n_layers = 7;
+    config.standard_layers = 4;
+    config.early_exit.enabled = true;
+    config.early_exit.epsilon = 0.25;
+  }
+  if (number == 5) {  // layers that skip blocks of keys
+    config.sparsity.enabled = true;
+    config.sparsity.epsilon = 0.3;
+    config.sparsity.block = 2;
+    config.sparsity.chunk = 4;
+    config.sparsity.clusters = 3;
+  }
+  return config;
+}
+
 // Weights large enough to matter, thresholds in the middle of the energies of some text.
 template <class T>
 CoherenceGatedTransformer<T> random_model(const CGTConfig& config, std::uint64_t seed, double deviation = 0.15) {
