@@ -23,6 +23,7 @@
 #include "rbar/model/cgt.hpp"
 #include "rbar/model/cort.hpp"
 #include "rbar/model/generate.hpp"
+#include "rbar/model/kuramoto_lm.hpp"
 #include "rbar/model/phasegpt.hpp"
 #include "rbar/model/transformer.hpp"
 #include "rbar/nn/mixture_of_experts.hpp"
