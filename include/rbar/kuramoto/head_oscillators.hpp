@@ -1,0 +1,67 @@
+// The oscillators of phase-modulated attention: the heads of one token, coupled to each other and to nothing else,
+//   φ_h ← φ_h + dt (ω_h + K (S cos φ_h − C sin φ_h)),   C, S = mean over the heads of cos φ, sin φ,
+// several tokens in a block, one a column. The kernels of oscillators along a sequence do it: there the copies of one
+// oscillator are coupled over positions, all to all, which are the heads here. Their frequencies differ, so the drift
+// dt·ω_h is a step of its own.
+#pragma once
+
+#include "rbar/simd/oscillator.hpp"
+
+#include <algorithm>
+
+namespace rbar {
+
+template <class T>
+struct HeadOscillators {
+  static constexpr Index columns = simd::oscillator_columns<T>;  // tokens of a block
+
+  const T* frequency;  // ω [heads]
+  Index heads, steps;
+  double step_size;
+
+  Index block_size() const { return heads * columns; }
+  Index record_size() const { return steps * block_size(); }
+  Index work_size() const { return 5 * block_size(); }
+
+  // Phases [heads, columns] in place, wrapped into [−π, π] at the end; strength: K [columns]. record: the phases before
+  // every step.
+  void advance(const T* strength, T* phases, T* record, T* work) const {
+    for (Index step = 0; step < steps; ++step) {
+      simd::advance_all(block(strength), phases, heads, record + step * block_size(), work);
+      for (Index h = 0; h < heads; ++h)
+        for (Index c = 0; c < columns; ++c) phases[h * columns + c] += drift(h);
+    }
+    for (Index i = 0; i < block_size(); i += simd::lanes<T>)
+      simd::store(phases + i, simd::wrap_angle(simd::load(phases + i)));
+  }
+
+  // dphases: from those after the last step to those before the first. dfrequency [heads] and dstrength [columns] are
+  // added to.
+  void backward(const T* strength, const T* record, T* dphases, double* dfrequency, double* dstrength, T* work) const {
+    const T dt = static_cast<T>(step_size);
+    T* dvelocity = work;
+    double no_frequency[columns] = {};
+    for (Index step = steps; step-- > 0;) {
+      for (Index h = 0; h < heads; ++h) {
+        T sum = 0;
+        for (Index c = 0; c < columns; ++c) {
+          dvelocity[h * columns + c] = dt * dphases[h * columns + c];
+          sum += dvelocity[h * columns + c];
+        }
+        dfrequency[h] += static_cast<double>(sum);
+      }
+      simd::oscillator_field_backward(block(strength), /*causal=*/false, heads, record + step * block_size(), dvelocity,
+                                      dphases, no_frequency, dstrength, work + block_size());
+    }
+  }
+
+ private:
+  static constexpr T at_rest[static_cast<std::size_t>(columns)] = {};
+
+  simd::OscillatorBlock<T> block(const T* strength) const {
+    return {at_rest, strength, {.steps = 1, .step_size = step_size, .runge_kutta = false}};
+  }
+  T drift(Index h) const { return static_cast<T>(step_size) * frequency[h]; }
+};
+
+}  // namespace rbar
