@@ -98,28 +98,9 @@ struct Setting {
   }
 };
 
-// Median of the ratios of pairs that follow each other, each side first every other time.
-template <class Ours, class Theirs>
-double paired_ratio(Ours&& ours, Theirs&& theirs) {
-  const auto seconds = [](auto&& body, int repeats) {
-    const double start = bench::now();
-    for (int i = 0; i < repeats; ++i) body();
-    return bench::now() - start;
-  };
-  ours(), theirs();
-  const double once = seconds(theirs, 1);
-  const int repeats = static_cast<int>(std::clamp(4e-3 / once, 1.0, 1e6));
-  std::vector<double> ratios;
-  for (int pair = 0; pair < (once < 0.1 ? 21 : 11); ++pair) {
-    const double before = pair % 2 == 0 ? seconds(theirs, repeats) : 0, mine = seconds(ours, repeats);
-    ratios.push_back(mine / (pair % 2 == 0 ? before : seconds(theirs, repeats)));
-  }
-  return bench::median(ratios);
-}
-
 void engine_forward(benchmark::State& state) {
   Setting x(state.range(0), state.range(1) != 0);
-  state.counters["time_ratio"] = paired_ratio([&] { x.sheaf(); }, [&] { x.dot(); });
+  state.counters["time_ratio"] = bench::paired_ratio([&] { x.sheaf(); }, [&] { x.dot(); });
   bench::measure(
       state, {.flops = x.flops()}, [&] { x.sheaf(); }, [&] { x.eager(); });
 }
@@ -128,7 +109,7 @@ void engine_backward(benchmark::State& state) {
   x.sheaf();
   Setting y(state.range(0), state.range(1) != 0);
   y.dot();
-  state.counters["time_ratio"] = paired_ratio([&] { x.sheaf_backward(); }, [&] { y.dot_backward(); });
+  state.counters["time_ratio"] = bench::paired_ratio([&] { x.sheaf_backward(); }, [&] { y.dot_backward(); });
   bench::measure(state, {.flops = 2.5 * x.flops()}, [&] { x.sheaf_backward(); });
 }
 
@@ -146,7 +127,7 @@ void edge_weights(benchmark::State& state) {
                       x.beta.data(), query_norms.data(), x.norms.data(), heads, heads, {weight.data(), x.tokens, 0}},
                   x.mask(), x.view(x.output), x.lse.data());
   };
-  state.counters["time_ratio"] = paired_ratio(weighted, [&] { x.sheaf(); });
+  state.counters["time_ratio"] = bench::paired_ratio(weighted, [&] { x.sheaf(); });
   bench::measure(state, {.flops = x.flops()}, weighted);
 }
 
@@ -173,7 +154,7 @@ void layer(benchmark::State& state, bool backward) {
     backward ? sheaf.backward(x, sheaf_cache, dx, sheaf_grad) : sheaf.forward(x, y, sheaf_cache);
   };
   const auto theirs = [&] { backward ? dot.backward(x, dot_cache, dx, dot_grad) : dot.forward(x, y, dot_cache); };
-  state.counters["time_ratio"] = paired_ratio(ours, theirs);
+  state.counters["time_ratio"] = bench::paired_ratio(ours, theirs);
   const double t = static_cast<double>(tokens), d = static_cast<double>(heads * dim);
   const double attention = 4 * d * (causal ? t * (t + 1) / 2 : t * t), projections = 8 * t * d * d;
   bench::measure(state, {.flops = backward ? 2.5 * attention + 2 * projections : attention + projections}, ours);

@@ -118,6 +118,25 @@ double best_seconds(Body&& body, int calls = 5) {
   return best;
 }
 
+// Median of the ratios of pairs that follow each other, each side first every other time.
+template <class Ours, class Theirs>
+double paired_ratio(Ours&& ours, Theirs&& theirs) {
+  const auto seconds = [](auto&& body, int repeats) {
+    const double start = now();
+    for (int i = 0; i < repeats; ++i) body();
+    return now() - start;
+  };
+  ours(), theirs();
+  const double once = seconds(theirs, 1);
+  const int repeats = static_cast<int>(std::clamp(4e-3 / once, 1.0, 1e6));
+  std::vector<double> ratios;
+  for (int pair = 0; pair < (once < 0.1 ? 21 : 11); ++pair) {
+    const double before = pair % 2 == 0 ? seconds(theirs, repeats) : 0, mine = seconds(ours, repeats);
+    ratios.push_back(mine / (pair % 2 == 0 ? before : seconds(theirs, repeats)));
+  }
+  return median(ratios);
+}
+
 // Runs `body` in slices of a few milliseconds, the peak measured before and after each slice.
 // `reference`, if given, is the plain way to compute the same: speedup = its time / ours.
 template <class T = float, class Body>
