@@ -28,6 +28,7 @@
 #include "rbar/model/phasegpt.hpp"
 #include "rbar/model/transformer.hpp"
 #include "rbar/nn/mixture_of_experts.hpp"
+#include "rbar/nn/ssm.hpp"
 #include "rbar/routing/lane_router.hpp"
 #include "rbar/routing/lane_trace.hpp"
 #include "rbar/routing/mixer.hpp"
