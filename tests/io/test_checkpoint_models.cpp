@@ -3,6 +3,7 @@
 #include "io/temporary_folder.hpp"
 #include "rbar/io/checkpoint.hpp"
 #include "rbar/model/cort.hpp"
+#include "rbar/model/kuramoto_lm.hpp"
 #include "rbar/model/transformer.hpp"
 #include "support/catch.hpp"
 
@@ -43,6 +44,20 @@ void check_resuming(const typename Model::Config& config) {
   }
 }
 
+KuramotoLMConfig torus(TorusGate gate, TorusReadout readout) {
+  KuramotoLMConfig config;
+  config.vocab_size = 10;
+  config.d_model = 12;
+  config.n_layers = 2;
+  config.n_heads = 2;
+  config.max_seq_len = 16;
+  config.dropout = 0.1;
+  config.gate = gate;
+  config.strict = true;
+  config.readout = readout;
+  return config;
+}
+
 }  // namespace
 
 TEST_CASE("a transformer resumes bit for bit", "[io]") {
@@ -58,4 +73,27 @@ TEST_CASE("CoRT resumes bit for bit, its routers' state included", "[io]") {
   config.max_seq_len = 16;
   config.adaptive_routing = true;
   check_resuming<CoRTModel<float>>(config);
+}
+
+TEST_CASE("a torus model resumes bit for bit", "[io]") {
+  check_resuming<KuramotoLM<float>>(torus(TorusGate::query, TorusReadout::linear));
+  check_resuming<KuramotoLM<float>>(torus(TorusGate::fixed, TorusReadout::tied));
+}
+
+TEST_CASE("a torus model comes back from its folder with every switch", "[io]") {
+  for (const TorusGate gate : all_torus_gates)
+    for (const TorusReadout readout : {TorusReadout::linear, TorusReadout::tied}) {
+      const test::TemporaryFolder folder;
+      Rng rng(3);
+      const KuramotoLM<float> model(torus(gate, readout), rng);
+      save_pretrained(model, folder / "model");
+      const auto json = read_json(folder / "model" / "config.json");
+      CHECK(json["model_type"] == "kuramoto");
+      CHECK(json["gate"] == name_of(gate));
+      const auto again = from_pretrained<KuramotoLM<float>>(folder / "model");
+      Tensor<Token, 2> tokens(1, 9);
+      for (Index t = 0; t < 9; ++t) tokens(0, t) = static_cast<Token>(t);
+      const auto expected = model(tokens), logits = again(tokens);
+      CHECK(std::equal(expected.data(), expected.data() + expected.size(), logits.data()));
+    }
 }

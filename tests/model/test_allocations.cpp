@@ -1,29 +1,93 @@
 #include "model/cgt_support.hpp"
+#include "model/kuramoto_lm_support.hpp"
 #include "model/transformer_support.hpp"
 #include "rbar/model/cort.hpp"
+#include "rbar/model/phasegpt.hpp"
 #include "support/allocations.hpp"
 
 using namespace rbar;
 using namespace transformer_test;
 
+namespace {
+
+// Heap allocations of a forward and backward pass, and of a second one.
+template <class Model>
+std::pair<long, long> allocations_of_passes(const Model& model) {
+  const auto& config = model.config;
+  const auto tokens = random_tokens(3, config.max_seq_len, config.vocab_size, 2);
+  Tensor<float, 3> dlogits(3, config.max_seq_len, config.vocab_size), logits;
+  dlogits.setConstant(0.1f);
+  typename Model::Cache cache;
+  cache.dropout = {true, 1, 2};
+  auto grad = zeros_like(model);
+  const auto pass = [&] {
+    model.forward(tokens, logits, cache);
+    model.backward(dlogits, cache, grad);
+  };
+  const long first = test::allocations_in(pass);
+  return {first, test::allocations_in(pass)};
+}
+
+// Of the last ten of 80 tokens that come one by one: by then keys have their room (64, then 128 tokens).
+template <class Model>
+long allocations_of_late_steps(const Model& model) {
+  typename Model::State state;
+  Tensor<float, 3> logits;
+  Tensor<Token, 2> next(2, 1);
+  long late = 0;
+  for (Index t = 0; t < 80; ++t) {
+    next.setConstant(static_cast<Token>(t % model.config.vocab_size));
+    const long count = test::allocations_in([&] { model.step(next, logits, state); });
+    if (t >= 70) late += count;
+  }
+  return late;
+}
+
+}  // namespace
+
 TEST_CASE("the second forward and backward pass of the same shape allocate nothing") {
   for (auto config : configs()) {
     config.dropout = 0.1;
     INFO(describe(config));
-    const auto model = random_model<float>(config, 1);
-    const auto tokens = random_tokens(3, config.max_seq_len, config.vocab_size, 2);
-    Tensor<float, 3> dlogits(3, config.max_seq_len, config.vocab_size), logits;
-    dlogits.setConstant(0.1f);
-    TransformerModel<float>::Cache cache;
-    cache.dropout = {true, 1, 2};
-    auto grad = zeros_like(model);
-    const auto pass = [&] {
-      model.forward(tokens, logits, cache);
-      model.backward(dlogits, cache, grad);
-    };
-    const long first = test::allocations_in(pass), second = test::allocations_in(pass);
+    const auto [first, second] = allocations_of_passes(random_model<float>(config, 1));
     CHECK((first > 0 || !test::counts_allocations));
     CHECK(second == 0);
+  }
+}
+
+TEST_CASE("PhaseGPT's second forward and backward pass allocate nothing, nor do its late tokens") {
+  for (const double share : {1.0, 0.5}) {
+    PhaseGPTConfig config;
+    config.vocab_size = 19;
+    config.d_model = 24;
+    config.n_layers = 3;
+    config.n_heads = 3;
+    config.n_oscillators = 5;
+    config.max_seq_len = 96;
+    config.phase_layer_idx = "0,2";
+    config.phase_share = share;
+    config.phase_noise = config.frequency_jitter = 0.02;
+    config.coherence_target = CoherenceTarget::band;
+    INFO("share " << share);
+    Rng rng(1);
+    const PhaseGPT<float> model(config, rng);
+    const auto [first, second] = allocations_of_passes(model);
+    CHECK((first > 0 || !test::counts_allocations));
+    CHECK(second == 0);
+    CHECK(allocations_of_late_steps(model) == 0);
+  }
+}
+
+TEST_CASE("a torus model's second forward and backward pass allocate nothing, nor do its late tokens") {
+  for (auto config : kuramoto_lm_test::configs()) {
+    config.dropout = 0.1;
+    config.max_seq_len = 96;
+    INFO(kuramoto_lm_test::describe(config));
+    const auto model = kuramoto_lm_test::random_model<float>(config, 1);
+    const auto [first, second] = allocations_of_passes(model);
+    CHECK((first > 0 || !test::counts_allocations));
+    CHECK(second == 0);
+    CHECK(allocations_of_late_steps(model) == 0);
   }
 }
 

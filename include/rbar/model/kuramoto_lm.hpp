@@ -178,7 +178,8 @@ struct KuramotoLM {
       normal(lm_head.weight, 0.02, rng);
     } else {
       ensure_shape(readout_scale, {1});
-      readout_scale(0) = static_cast<T>(1 / std::sqrt(static_cast<double>(config.d_model)));
+      // Or a token, whose angles have hardly moved at first, would predict itself.
+      readout_scale(0) = T(1) / static_cast<T>(config.d_model);
     }
   }
 
