@@ -21,6 +21,7 @@
 #include "rbar/kuramoto/dynamics.hpp"
 #include "rbar/kuramoto/hybrid_attention.hpp"
 #include "rbar/kuramoto/phase_modulated_attention.hpp"
+#include "rbar/kuramoto/simulate.hpp"
 #include "rbar/kuramoto/torus_attention.hpp"
 #include "rbar/model/cgt.hpp"
 #include "rbar/model/cort.hpp"
