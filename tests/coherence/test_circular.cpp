@@ -56,6 +56,10 @@ TEMPLATE_TEST_CASE("mean direction, variance and order parameter of known angles
   for (int i = 0; i < 37; ++i) spread.push_back(static_cast<T>(2 * pi * i / 37 + 0.3));
   CHECK(circular_statistics(spread).resultant_length == Approx(0.0).margin(1e-6));
   CHECK_THROWS_AS(mean_direction(std::vector<T>{}), Error);
+
+  const auto unknown = circular_statistics(std::vector<T>{T(1), std::numeric_limits<T>::quiet_NaN()});
+  CHECK(std::isnan(unknown.resultant_length));
+  CHECK(std::isnan(unknown.deviation));
 }
 
 TEST_CASE("circular deviation recovers the spread of a wrapped normal", "[circular]") {

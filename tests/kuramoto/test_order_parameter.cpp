@@ -162,6 +162,18 @@ TEST_CASE("a tracker keeps the history of R") {
   CHECK_THROWS_WITH(tracker.observe(std::span<const float>(wrong)), ContainsText("0 to 1"));
 }
 
+TEST_CASE("an angle that is not a number stays visible in R and in its loss") {
+  Rng rng(8);
+  auto angles = naive::random_angles<double>(1, 3, 10, rng);
+  angles(0, 1, 7) = std::nan("");
+  CHECK(std::isnan(head_order_parameter<double>(angles, 2)(0, 1)));
+  CHECK(std::isnan(token_order_parameter<double>(angles, 2)(0, 1, 1)));
+  CHECK(std::isnan(mean_phase_order_parameter<double>(angles, 2)(0)));
+  CHECK(token_order_parameter<double>(angles, 2)(0, 0, 1) <= 1);
+  for (const CoherenceTarget target : {CoherenceTarget::ceiling, CoherenceTarget::center, CoherenceTarget::band})
+    CHECK(std::isnan(coherence_regularizer<double>(angles, 2, {target})));
+}
+
 TEST_CASE("order parameters refuse what has no heads") {
   const Tensor<float, 3> angles = zeros<float, 3>({1, 2, 6});
   CHECK_THROWS_WITH(head_order_parameter<float>(angles, 0), ContainsText("heads"));

@@ -39,8 +39,9 @@ struct CircularStatistics {
 };
 
 inline CircularStatistics circular_statistics(std::complex<double> order) {
-  const double length = std::min(1.0, std::abs(order));
-  return {std::arg(order), length, 1.0 - length, std::sqrt(std::max(0.0, -2.0 * std::log(length)))};
+  // The bounds come second: std::min and std::max hand on their first argument where that is NaN.
+  const double length = std::min(std::abs(order), 1.0);
+  return {std::arg(order), length, 1.0 - length, std::sqrt(std::max(-2.0 * std::log(length), 0.0))};
 }
 template <AngleRange Angles>
 CircularStatistics circular_statistics(const Angles& angles) {

@@ -41,7 +41,7 @@ inline double gather_blocks(const BlockCoherence* parts, Index stride, Index blo
     sums.cosine += parts[block * stride].cosine;
     sums.sine += parts[block * stride].sine;
   }
-  const double local = std::min(1.0, resultant / static_cast<double>(features));
+  const double local = std::min(resultant / static_cast<double>(features), 1.0);
   return with_token ? 0.5 * (resultant_length(sums, features) + local) : local;
 }
 

@@ -50,13 +50,13 @@ inline LossAndSlope coherence_loss(const CoherenceRegularizer& regularizer, doub
     case CoherenceTarget::none:
       break;
     case CoherenceTarget::ceiling:
-      excess = std::max(0.0, over);
+      excess = std::max(over, 0.0);  // in this order NaN stays NaN
       break;
     case CoherenceTarget::center:
       excess = over;
       break;
     case CoherenceTarget::band:
-      excess = over > half_width ? over - half_width : std::min(0.0, over + half_width);
+      excess = over > half_width ? over - half_width : std::min(over + half_width, 0.0);
       break;
   }
   return {strength * excess * excess, 2 * strength * excess};

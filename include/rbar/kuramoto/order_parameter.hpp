@@ -28,8 +28,9 @@ Index require_phases(std::string_view operation, ConstTensorView<T, 3> angles, I
   return angles.dimension(2) / heads;
 }
 
+// At most 1, whatever rounding says. The bound comes second: std::min hands on its first argument where that is NaN.
 inline double resultant(const simd::PhaseSums& sums, Index count) {
-  return std::min(1.0, std::hypot(sums.cosine, sums.sine) / static_cast<double>(count));
+  return std::min(std::hypot(sums.cosine, sums.sine) / static_cast<double>(count), 1.0);
 }
 
 }  // namespace detail
