@@ -34,6 +34,21 @@ TEST_CASE("hybrid attention is a blend of its two parts, with their gradients") 
   }
 }
 
+TEST_CASE("the regulariser of hybrid attention's phases is part of its loss") {
+  Rng rng(5);
+  auto config = small_config(0.4);
+  config.phase.regularizer = {CoherenceTarget::center, 0.1, 3.0};
+  const HybridAttention<double> layer(config, rng);
+  const auto x = naive::random_angles<double>(2, 5, 6, rng, 2.0);
+  HybridAttention<double>::Cache cache;
+  Tensor<double, 3> y;
+  layer.forward(x, y, cache);
+  CHECK(auxiliary_loss_of(cache) > 0.01);
+  const auto report = gradient_check(layer, view(x));
+  INFO(report.worst);
+  CHECK(report.error <= 1e-6);
+}
+
 TEST_CASE("hybrid attention streams the numbers of the full pass") {
   Rng rng(2);
   const HybridAttention<float> layer(small_config(0.5), rng);

@@ -31,6 +31,7 @@ struct HybridAttention {
   struct Cache {
     typename MultiHeadAttention<T>::Cache attention;
     typename PhaseAttention<T>::Cache phase;
+    double auxiliary_loss = 0;  // the phases' regulariser
     Tensor<T, 3> phase_output;
     mutable Tensor<T, 3> scaled, dphase;  // scratch of backward
   };
@@ -54,6 +55,7 @@ struct HybridAttention {
   void forward(ConstTensorView<T, 3> x, Tensor<T, 3>& y, Cache& cache) const {
     attention.forward(x, y, cache.attention);
     phase.forward(x, cache.phase_output, cache.phase);
+    cache.auxiliary_loss = cache.phase.auxiliary_loss;
     blend(y, cache.phase_output);
   }
 

@@ -38,10 +38,7 @@ struct PhaseGPTLayer {
     mutable Tensor<T, 3> dbranch, dnormed;  // scratch of backward
 
     double auxiliary_loss() const {
-      if (const auto* phase = std::get_if<typename PhaseAttention<T>::Cache>(&mixer)) return phase->auxiliary_loss;
-      if (const auto* hybrid = std::get_if<typename HybridAttention<T>::Cache>(&mixer))
-        return hybrid->phase.auxiliary_loss;
-      return 0;
+      return std::visit([](const auto& chosen) { return auxiliary_loss_of(chosen); }, mixer);
     }
   };
   struct State {
