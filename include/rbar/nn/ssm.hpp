@@ -14,6 +14,8 @@
 #include "rbar/simd/selective_scan.hpp"
 
 #include <cmath>
+#include <iterator>
+#include <numeric>
 #include <string_view>
 
 namespace rbar {
@@ -58,18 +60,16 @@ struct SelectiveSSM {
   using Scalar = T;
   using Config = SelectiveSSMConfig;
 
-  // N = batch·tokens rows. Of the scan's states only those at the borders of its chunks are kept.
+  // N = batch·tokens rows. Of the scan's states only those at the borders of its chunks are kept, and of its output
+  // nothing: backward makes them again.
   struct Cache {
-    Tensor<T, 3> input;                // copy of x
-    Tensor<T, 2> branches;             // u before the convolution | z [N, 2E]
-    Tensor<T, 2> inner;                // u [N, E]
-    Tensor<T, 2> selection;            // δ | B | C [N, rank + 2S]
-    Tensor<T, 2> step, output, gated;  // Δ before softplus, y, y∘SiLU(z) [N, E]
-    Tensor<T, 2> borders;              // [batch·blocks, chunks·state]
-    Tensor<T, 2> state;                // after the last token [batch·blocks, state]
-    mutable Tensor<T, 2> dbranches, dinner, dstep, dselection;
-    mutable Tensor<T, 2> partial_selection;  // [blocks·N, 2S] of dB | dC
-    mutable Tensor<T, 2> partial_rate;       // [batch·blocks, state + channels] of dA_log and dD
+    Tensor<T, 3> input;      // copy of x
+    Tensor<T, 2> branches;   // u before the convolution | z [N, 2E]
+    Tensor<T, 2> inner;      // u [N, E]
+    Tensor<T, 2> selection;  // δ | B | C [N, rank + 2S]
+    Tensor<T, 2> step;       // Δ before softplus [N, E]
+    Tensor<T, 2> state;      // after the last token [batch·blocks, state]
+    Tensor<T, 2> borders;    // [batch·blocks, chunks·state]
   };
   // A stream: O(E·(d_state + d_conv)) a batch entry.
   struct State {
@@ -124,7 +124,6 @@ struct SelectiveSSM {
     ensure_shape(cache.state, {batch * blocks(), state_size()});
     cache.state.setZero();
     ensure_shape(cache.borders, {batch * blocks(), simd::scan_chunks(tokens) * state_size()});
-    ensure_shape(cache.output, {batch * tokens, config.inner()});
     run(x, /*history=*/nullptr, y, cache);
   }
 
@@ -133,28 +132,29 @@ struct SelectiveSSM {
     const Index batch = dy.dimension(0), tokens = dy.dimension(1), count = batch * tokens;
     const Index inner = config.inner(), rank = config.rank(), width = config.selection();
     ensure_shape(dx, shape_of(dy));
-    for (Tensor<T, 2>* tensor : {&cache.dinner, &cache.dstep}) ensure_shape(*tensor, {count, inner});
-    ensure_shape(cache.dbranches, {count, 2 * inner});
-    ensure_shape(cache.dselection, {count, width});
-    out_proj.backward(rows(dy), rows(cache.gated), rows(cache.dinner), grad.out_proj);
-    scan_backward(batch, tokens, cache, grad);
+    const Scratch scratch = scratch_of(batch, tokens);
+    T* gated = gated_scratch(count);
+    gemm(Transpose::no, Transpose::no, count, inner, config.d_model, dy.data(), config.d_model, out_proj.weight.data(),
+         inner, scratch.dinner, inner);
+    scan_backward(batch, tokens, cache, scratch, gated, grad);
+    out_proj.backward(rows(dy), as_const(matrix(gated, count, inner)), matrix(nullptr, 0, 0), grad.out_proj);
     // W_Δ reads the first columns of the selection in place.
-    gemm(Transpose::yes, Transpose::no, inner, rank, count, cache.dstep.data(), inner, cache.selection.data(), width,
+    gemm(Transpose::yes, Transpose::no, inner, rank, count, scratch.dstep, inner, cache.selection.data(), width,
          grad.dt_proj.weight.data(), rank, /*accumulate=*/true);
-    detail::add_column_sums<T>(rows(std::as_const(cache.dstep)), grad.dt_proj.bias.data());
-    gemm(Transpose::no, Transpose::no, count, rank, inner, cache.dstep.data(), inner, dt_proj.weight.data(), rank,
-         cache.dselection.data(), width);
-    x_proj.backward(rows(std::as_const(cache.dselection)), rows(cache.inner), rows(cache.dinner), grad.x_proj,
-                    /*accumulate_dx=*/true);
+    detail::add_column_sums(as_const(matrix(scratch.dstep, count, inner)), grad.dt_proj.bias.data());
+    gemm(Transpose::no, Transpose::no, count, rank, inner, scratch.dstep, inner, dt_proj.weight.data(), rank,
+         scratch.dselection, width);
+    x_proj.backward(as_const(matrix(scratch.dselection, count, width)), rows(cache.inner),
+                    matrix(scratch.dinner, count, inner), grad.x_proj, /*accumulate_dx=*/true);
     parallel_for(blocks(), 1, [&](Index block, Index) {
       const Index channel = block * simd::scan_channels;
       for (Index b = 0; b < batch; ++b)
         simd::causal_conv_backward(conv_block(cache, b, tokens, channel, /*history=*/nullptr),
-                                   cache.dinner.data() + b * tokens * inner + channel, inner,
-                                   cache.dbranches.data() + b * tokens * 2 * inner + channel,
+                                   scratch.dinner + b * tokens * inner + channel, inner,
+                                   scratch.dbranches + b * tokens * 2 * inner + channel,
                                    grad.conv_weight.data() + channel * config.d_conv, grad.conv_bias.data() + channel);
     });
-    in_proj.backward(rows(std::as_const(cache.dbranches)), rows(cache.input), rows(dx), grad.in_proj);
+    in_proj.backward(as_const(matrix(scratch.dbranches, count, 2 * inner)), rows(cache.input), rows(dx), grad.in_proj);
   }
 
   // The next tokens [batch, new, d_model] of a stream: the numbers of `forward` on all tokens so far.
@@ -199,6 +199,34 @@ struct SelectiveSSM {
   static bool decays(std::string_view name, std::size_t rank) { return rank >= 2 && !name.ends_with("A_log"); }
 
  private:
+  // What one pass needs and no later one: kept by the thread, so that all blocks of a model share it.
+  struct Scratch {
+    T *dinner, *dstep, *dbranches, *dselection;  // dinner: of y∘SiLU(z), then of u; the others as in Cache
+    T* partial_selection;                        // dB | dC [blocks, N, 2S]
+    T* partial_rate;                             // dA_log | dD [batch·blocks, state + channels]
+  };
+  Scratch scratch_of(Index batch, Index tokens) const {
+    const Index count = batch * tokens, inner = config.inner();
+    const Index sizes[] = {count * inner,
+                           count * inner,
+                           count * 2 * inner,
+                           count * config.selection(),
+                           blocks() * count * 2 * config.d_state,
+                           batch * blocks() * (state_size() + simd::scan_channels)};
+    T* memory = simd::thread_scratch<T, Scratch>(std::accumulate(std::begin(sizes), std::end(sizes), Index(0)));
+    Scratch scratch;
+    T** const parts[] = {
+        &scratch.dinner,      &scratch.dstep, &scratch.dbranches, &scratch.dselection, &scratch.partial_selection,
+        &scratch.partial_rate};
+    for (std::size_t i = 0; i < std::size(sizes); ++i) *parts[i] = memory, memory += sizes[i];
+    return scratch;
+  }
+  T* gated_scratch(Index count) const {  // y∘SiLU(z) [N, E]
+    struct Gated;
+    return simd::thread_scratch<T, Gated>(count * config.inner());
+  }
+  static MatrixView<T> matrix(T* data, Index count, Index width) { return MatrixView<T>(data, count, width); }
+
   Index blocks() const { return (config.inner() + simd::scan_channels - 1) / simd::scan_channels; }
   Index state_size() const { return simd::scan_state_size(config.d_state); }
   Index channels_from(Index channel) const { return std::min(simd::scan_channels, config.inner() - channel); }
@@ -251,7 +279,7 @@ struct SelectiveSSM {
     const Index inner = config.inner(), rank = config.rank(), width = config.selection();
     ensure_shape(y, shape_of(x));
     ensure_shape(cache.branches, {count, 2 * inner});
-    for (Tensor<T, 2>* tensor : {&cache.inner, &cache.step, &cache.gated}) ensure_shape(*tensor, {count, inner});
+    for (Tensor<T, 2>* tensor : {&cache.inner, &cache.step}) ensure_shape(*tensor, {count, inner});
     ensure_shape(cache.selection, {count, width});
     in_proj.forward(rows(x), rows(cache.branches));
     for_blocks(batch, tokens, [&](Index b, Index channel, Index) {
@@ -262,47 +290,47 @@ struct SelectiveSSM {
     detail::fill_rows(rows(cache.step), dt_proj.bias.data());
     gemm(Transpose::no, Transpose::yes, count, inner, rank, cache.selection.data(), width, dt_proj.weight.data(), rank,
          cache.step.data(), inner, /*accumulate=*/true);
+    T* gated = gated_scratch(count);
     const bool keeps = cache.borders.size() > 0;  // a stream has no backward
     for_blocks(batch, tokens, [&](Index b, Index channel, Index block) {
-      const Index at = b * tokens * inner + channel;
       simd::selective_scan(scan_block(cache, b, tokens, channel), &cache.state(block, 0),
-                           keeps ? &cache.borders(block, 0) : nullptr, keeps ? cache.output.data() + at : nullptr,
-                           cache.gated.data() + at, scan_memory());
+                           keeps ? &cache.borders(block, 0) : nullptr, gated + b * tokens * inner + channel,
+                           scan_memory());
     });
-    out_proj.forward(rows(std::as_const(cache.gated)), rows(y));
+    out_proj.forward(as_const(matrix(gated, count, inner)), rows(y));
   }
 
-  // dinner: from the gradient of `gated` to the scan's part of u's. Also dstep, z's half of dbranches, dB and dC.
-  void scan_backward(Index batch, Index tokens, const Cache& cache, SelectiveSSM& grad) const {
-    const Index inner = config.inner(), states = config.d_state, rank = config.rank(), count = batch * tokens;
-    ensure_shape(cache.partial_selection, {blocks() * count, 2 * states});
-    ensure_shape(cache.partial_rate, {batch * blocks(), state_size() + simd::scan_channels});
+  // From dinner as the gradient of y∘SiLU(z) to the scan's part of u's; also y∘SiLU(z), dstep, z's half of dbranches,
+  // dB and dC.
+  void scan_backward(Index batch, Index tokens, const Cache& cache, const Scratch& scratch, T* gated,
+                     SelectiveSSM& grad) const {
+    const Index inner = config.inner(), states = config.d_state, count = batch * tokens;
+    const Index partial_rate = state_size() + simd::scan_channels;  // width
     for_blocks(batch, tokens, [&](Index b, Index channel, Index block) {
       const Index at = b * tokens * inner + channel, row = block % blocks() * count + b * tokens;
-      simd::ScanGradient<T> gradient{.step = cache.dstep.data() + at,
-                                     .input = cache.dinner.data() + at,
-                                     .gate = cache.dbranches.data() + 2 * b * tokens * inner + inner + channel,
-                                     .selection = cache.partial_selection.data() + row * 2 * states,
-                                     .log_rate = cache.partial_rate.data() + block * cache.partial_rate.dimension(1),
-                                     .skip = nullptr};
-      gradient.skip = gradient.log_rate + state_size();
-      simd::selective_scan_backward(scan_block(cache, b, tokens, channel),
-                                    cache.borders.data() + block * cache.borders.dimension(1), cache.output.data() + at,
-                                    cache.dinner.data() + at, gradient, scan_memory());
+      T* rate = scratch.partial_rate + block * partial_rate;
+      const simd::ScanGradient<T> gradient{.step = scratch.dstep + at,
+                                           .input = scratch.dinner + at,
+                                           .gate = scratch.dbranches + 2 * b * tokens * inner + inner + channel,
+                                           .selection = scratch.partial_selection + row * 2 * states,
+                                           .log_rate = rate,
+                                           .skip = rate + state_size()};
+      simd::selective_scan_backward(scan_block(cache, b, tokens, channel), &cache.borders(block, 0),
+                                    scratch.dinner + at, gated + at, gradient, scan_memory());
     });
     parallel_for(count, 64, [&](Index begin, Index end) {
       for (Index n = begin; n < end; ++n) {
-        T* total = &cache.dselection(n, rank);
+        T* total = scratch.dselection + n * config.selection() + config.rank();
         std::fill_n(total, 2 * states, T(0));
         for (Index block = 0; block < blocks(); ++block) {
-          const T* part = &cache.partial_selection(block * count + n, 0);
+          const T* part = scratch.partial_selection + (block * count + n) * 2 * states;
           for (Index s = 0; s < 2 * states; ++s) total[s] += part[s];
         }
       }
     });
     for (Index block = 0; block < batch * blocks(); ++block) {
       const Index channel = block % blocks() * simd::scan_channels;
-      const T* part = &cache.partial_rate(block, 0);
+      const T* part = scratch.partial_rate + block * partial_rate;
       for (Index c = 0; c < channels_from(channel); ++c) {
         for (Index s = 0; s < states; ++s) grad.A_log(channel + c, s) += part[s * simd::scan_channels + c];
         grad.D(channel + c) += part[state_size() + c];

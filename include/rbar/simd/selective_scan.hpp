@@ -159,10 +159,10 @@ RBAR_NOINLINE void scan_states(const ScanScratch<T>& scratch, Index tokens, Inde
   for (Index s = 0; s < group; ++s) store(state + (first + s) * scan_channels + channel, h[s]);
 }
 
-// The same chunk once more, keeping every state and decay.
+// The same once more, keeping every state and decay.
 template <Index group, class T>
 RBAR_NOINLINE void scan_states_again(const ScanScratch<T>& scratch, Index tokens, Index channel, Index first,
-                                     const T* b, Index stride, const T* border) {
+                                     const T* b, const T* c, Index stride, const T* border) {
   constexpr Index L = lanes<T>;
   Batch<T> rate[group], h[group];
   for (Index s = 0; s < group; ++s) {
@@ -170,16 +170,19 @@ RBAR_NOINLINE void scan_states_again(const ScanScratch<T>& scratch, Index tokens
     h[s] = load(border + (first + s) * scan_channels + channel);
     store(scratch.kept_states + s * L, h[s]);
   }
-  b += first;
-  for (Index t = 0; t < tokens; ++t, b += stride) {
+  b += first, c += first;
+  for (Index t = 0; t < tokens; ++t, b += stride, c += stride) {
     const Index at = t * scan_channels + channel;
     const Batch<T> step = load(scratch.step + at), drive = load(scratch.drive + at);
+    Batch<T> y = load(scratch.output + at);
     for (Index s = 0; s < group; ++s) {
       const Batch<T> a = decay(step * rate[s]);
       store(scratch.decays + (t * group + s) * L, a);
       h[s] = multiply_add(a, h[s], drive * broadcast(b[s]));
       store(scratch.kept_states + ((t + 1) * group + s) * L, h[s]);
+      y = multiply_add(broadcast(c[s]), h[s], y);
     }
+    store(scratch.output + at, y);
   }
 }
 
@@ -257,10 +260,10 @@ RBAR_NOINLINE void scan_selection_gradient(const T* lane_sums, Index tokens, Ind
 }  // namespace detail
 
 // `state` [scan_state_size] is the state before the first token, and then the one after the last. `borders`
-// [scan_chunks, scan_state_size] receives the state before each chunk, if not null; `output` y, if not null. Each
-// token's numbers depend on it and the state before it alone, not on the chunks.
+// [scan_chunks, scan_state_size] receives the state before each chunk, if not null. Each token's numbers depend on it
+// and the state before it alone, not on the chunks.
 template <class T>
-void selective_scan(const ScanBlock<T>& block, T* state, T* borders, T* output, T* out, T* memory) {
+void selective_scan(const ScanBlock<T>& block, T* state, T* borders, T* out, T* memory) {
   const ScanScratch<T> scratch(memory, block.states);
   const Index size = scan_state_size(block.states);
   detail::scan_rates(block, scratch.rate);
@@ -276,27 +279,25 @@ void selective_scan(const ScanBlock<T>& block, T* state, T* borders, T* output, 
         store(scratch.drive + row, step * input);
         store(scratch.output + row, input * detail::load_up_to(block.skip + i, n));
       });
-    const T* selection = block.selection + begin * block.selection_stride;
+    const T *b = block.selection + begin * block.selection_stride, *c = b + block.states;
     detail::for_state_groups(block.states, [&]<Index group>(Index first) {
       detail::for_scan_registers<T>(block.channels, [&](Index i, Index) {
-        detail::scan_states<group>(scratch, tokens, i, first, selection, selection + block.states,
-                                   block.selection_stride, state);
+        detail::scan_states<group>(scratch, tokens, i, first, b, c, block.selection_stride, state);
       });
     });
     for (Index t = 0; t < tokens; ++t)
       detail::for_scan_registers<T>(block.channels, [&](Index i, Index n) {
-        const Index at = (begin + t) * block.stride + i;
         const Batch<T> y = load(scratch.output + t * scan_channels + i);
         const Batch<T> z = detail::load_up_to(block.gate + (begin + t) * block.gate_stride + i, n);
-        if (output) detail::store_up_to(output + at, y, n);
-        detail::store_up_to(out + at, y * z / (exp(-z) + broadcast(T(1))), n);
+        const Batch<T> silu = z / (exp(-z) + broadcast(T(1)));
+        detail::store_up_to(out + (begin + t) * block.stride + i, y * silu, n);
       });
   }
 }
 
-// From `borders` and y of the forward pass and dout. Overwrites all of `grad`.
+// From the forward pass's `borders` and dout. Overwrites all of `grad`, and `out` with the forward pass's output.
 template <class T>
-void selective_scan_backward(const ScanBlock<T>& block, const T* borders, const T* output, const T* dout,
+void selective_scan_backward(const ScanBlock<T>& block, const T* borders, const T* dout, T* out,
                              const ScanGradient<T>& grad, T* memory) {
   const ScanScratch<T> scratch(memory, block.states);
   const Index size = scan_state_size(block.states);
@@ -309,24 +310,23 @@ void selective_scan_backward(const ScanBlock<T>& block, const T* borders, const 
     const Index begin = chunk * scan_tokens, tokens = std::min(scan_tokens, block.tokens - begin);
     for (Index t = 0; t < tokens; ++t)
       detail::for_scan_registers<T>(block.channels, [&](Index i, Index n) {
-        const Index at = (begin + t) * block.stride + i, gate_at = (begin + t) * block.gate_stride + i;
-        const Index row = t * scan_channels + i;
+        const Index at = (begin + t) * block.stride + i, row = t * scan_channels + i;
         const Softplus<T> step = softplus(detail::load_up_to(block.step + at, n));
+        const Batch<T> input = detail::load_up_to(block.input + at, n);
+        const Batch<T> z = detail::load_up_to(block.gate + (begin + t) * block.gate_stride + i, n);
         store(scratch.step + row, step.value);
         store(scratch.slope + row, step.slope);
-        store(scratch.drive + row, step.value * detail::load_up_to(block.input + at, n));
-        const Batch<T> z = detail::load_up_to(block.gate + gate_at, n), gate = one / (exp(-z) + one);
-        const Batch<T> d = detail::load_up_to(dout + at, n);
-        store(scratch.doutput + row, d * (z * gate));
-        detail::store_up_to(grad.gate + gate_at,
-                            d * detail::load_up_to(output + at, n) * (gate * multiply_add(z, one - gate, one)), n);
+        store(scratch.drive + row, step.value * input);
+        store(scratch.output + row, input * detail::load_up_to(block.skip + i, n));
+        store(scratch.doutput + row, detail::load_up_to(dout + at, n) * (z / (exp(-z) + one)));
         store(scratch.dstep + row, zero<T>());
         store(scratch.ddrive + row, zero<T>());
       });
     const T *b = block.selection + begin * block.selection_stride, *c = b + block.states;
     detail::for_state_groups(block.states, [&]<Index group>(Index first) {
       detail::for_scan_registers<T>(block.channels, [&](Index i, Index) {
-        detail::scan_states_again<group>(scratch, tokens, i, first, b, block.selection_stride, borders + chunk * size);
+        detail::scan_states_again<group>(scratch, tokens, i, first, b, c, block.selection_stride,
+                                         borders + chunk * size);
         if (i == 0)
           detail::scan_states_backward<group, true>(scratch, tokens, i, first, b, c, block.selection_stride);
         else
@@ -338,9 +338,14 @@ void selective_scan_backward(const ScanBlock<T>& block, const T* borders, const 
     detail::for_scan_registers<T>(block.channels, [&](Index i, Index n) {
       const Batch<T> skip = detail::load_up_to(block.skip + i, n);
       const Batch<T> ln2 = broadcast(std::numbers::ln2_v<T>);  // rate is A·log₂e
-      Batch<T> dskip = load(grad.skip + i);
+      Batch<T> dskip = zero<T>();
       for (Index t = 0; t < tokens; ++t) {
-        const Index at = (begin + t) * block.stride + i, row = t * scan_channels + i;
+        const Index at = (begin + t) * block.stride + i, gate_at = (begin + t) * block.gate_stride + i;
+        const Index row = t * scan_channels + i;
+        const Batch<T> z = detail::load_up_to(block.gate + gate_at, n), sigmoid = one / (exp(-z) + one);
+        const Batch<T> y = load(scratch.output + row), dgate = y * detail::load_up_to(dout + at, n);
+        detail::store_up_to(grad.gate + gate_at, dgate * (sigmoid * multiply_add(z, one - sigmoid, one)), n);
+        detail::store_up_to(out + at, y * (z * sigmoid), n);
         const Batch<T> input = detail::load_up_to(block.input + at, n), dy = load(scratch.doutput + row);
         const Batch<T> ddrive = load(scratch.ddrive + row);
         const Batch<T> dstep = multiply_add(ddrive, input, ln2 * load(scratch.dstep + row));
@@ -348,7 +353,7 @@ void selective_scan_backward(const ScanBlock<T>& block, const T* borders, const 
         detail::store_up_to(grad.input + at, multiply_add(ddrive, load(scratch.step + row), dy * skip), n);
         dskip = multiply_add(dy, input, dskip);
       }
-      store(grad.skip + i, dskip);
+      store(grad.skip + i, load(grad.skip + i) + dskip);
     });
   }
   for (Index i = 0; i < size; ++i) grad.log_rate[i] = scratch.drate[i] * scratch.rate[i] * std::numbers::ln2_v<T>;
