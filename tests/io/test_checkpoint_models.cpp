@@ -4,6 +4,7 @@
 #include "rbar/io/checkpoint.hpp"
 #include "rbar/model/cort.hpp"
 #include "rbar/model/kuramoto_lm.hpp"
+#include "rbar/model/pma_lm.hpp"
 #include "rbar/model/transformer.hpp"
 #include "support/catch.hpp"
 
@@ -58,6 +59,16 @@ KuramotoLMConfig torus(TorusGate gate, TorusReadout readout) {
   return config;
 }
 
+PMAConfig phase_modulated() {
+  PMAConfig config = PMAConfig::tiny(10);
+  config.d_model = 12;
+  config.n_heads = 2;
+  config.d_ff = 10;
+  config.max_seq_len = 16;
+  config.dropout = 0.1;
+  return config;
+}
+
 }  // namespace
 
 TEST_CASE("a transformer resumes bit for bit", "[io]") {
@@ -96,4 +107,33 @@ TEST_CASE("a torus model comes back from its folder with every switch", "[io]") 
       const auto expected = model(tokens), logits = again(tokens);
       CHECK(std::equal(expected.data(), expected.data() + expected.size(), logits.data()));
     }
+}
+
+TEST_CASE("a phase-modulated model resumes bit for bit", "[io]") {
+  check_resuming<PhaseModulatedAttentionLM<float>>(phase_modulated());
+}
+
+TEST_CASE("a phase-modulated model comes back from its folder with every switch", "[io]") {
+  for (const auto change :
+       {+[](PMAConfig&) {}, +[](PMAConfig& c) { c.ssm_blocks = 0; }, +[](PMAConfig& c) { c.pma_blocks = 0; },
+        +[](PMAConfig& c) { c.ssm_mlp = false; }, +[](PMAConfig& c) { c.tie_embeddings = false; },
+        +[](PMAConfig& c) { c.phase_gate = false; }, +[](PMAConfig& c) { c.adaptive_temperature = false; },
+        +[](PMAConfig& c) { c.learn_coupling = false; }, +[](PMAConfig& c) { c.coupling = 0; },
+        +[](PMAConfig& c) { c.frozen_phases = true; }, +[](PMAConfig& c) { c.position_phases = false; },
+        +[](PMAConfig& c) { c.rotary = Rotary::interleaved; }, +[](PMAConfig& c) { c.n_steps = 0; },
+        +[](PMAConfig& c) { c.temperature = 2; }, +[](PMAConfig& c) { c.d_state = c.d_conv = c.expand = 3; }}) {
+    const test::TemporaryFolder folder;
+    Rng rng(3);
+    PMAConfig config = phase_modulated();
+    change(config);
+    const PhaseModulatedAttentionLM<float> model(config, rng);
+    save_pretrained(model, folder / "model");
+    CHECK(read_json(folder / "model" / "config.json")["model_type"] == "pma");
+    const auto again = from_pretrained<PhaseModulatedAttentionLM<float>>(folder / "model");
+    CHECK(to_json(again.config) == to_json(config));
+    Tensor<Token, 2> tokens(1, 9);
+    for (Index t = 0; t < 9; ++t) tokens(0, t) = static_cast<Token>(t);
+    const auto expected = model(tokens), logits = again(tokens);
+    CHECK(std::equal(expected.data(), expected.data() + expected.size(), logits.data()));
+  }
 }

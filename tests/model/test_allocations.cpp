@@ -1,5 +1,6 @@
 #include "model/cgt_support.hpp"
 #include "model/kuramoto_lm_support.hpp"
+#include "model/pma_support.hpp"
 #include "model/transformer_support.hpp"
 #include "rbar/model/cort.hpp"
 #include "rbar/model/phasegpt.hpp"
@@ -75,6 +76,25 @@ TEST_CASE("PhaseGPT's second forward and backward pass allocate nothing, nor do 
     CHECK((first > 0 || !test::counts_allocations));
     CHECK(second == 0);
     CHECK(allocations_of_late_steps(model) == 0);
+  }
+}
+
+TEST_CASE("a phase-modulated model's second forward and backward pass allocate nothing, nor do its late tokens") {
+  for (auto config : pma_test::configs()) {
+    config.dropout = 0.1;
+    config.max_seq_len = 96;
+    INFO(pma_test::describe(config));
+    auto model = pma_test::random_model<float>(config, 1);
+    const auto check = [&] {
+      const auto [first, second] = allocations_of_passes(model);
+      CHECK((first > 0 || !test::counts_allocations));
+      CHECK(second == 0);
+      CHECK(allocations_of_late_steps(model) == 0);
+    };
+    check();
+    if (config.pma_blocks == 0) continue;
+    const auto scope = set_coupling_override(model, 0.5);
+    check();
   }
 }
 

@@ -1,6 +1,7 @@
 // The trainer on the library's own models: they learn, and threads change no bit.
 #include "rbar/model/cort.hpp"
 #include "rbar/model/kuramoto_lm.hpp"
+#include "rbar/model/pma_lm.hpp"
 #include "rbar/model/transformer.hpp"
 #include "rbar/train/trainer.hpp"
 #include "support/catch.hpp"
@@ -114,4 +115,24 @@ TEST_CASE("the trainer lets a torus model's matrices decay, and neither its angl
         CHECK(same == !matrix);
       }
     }
+}
+
+TEST_CASE("a phase-modulated model trains, its phases too") {
+  auto config = PMAConfig::tiny(10);
+  config.d_model = 16;
+  config.n_heads = 2;
+  config.d_ff = 16;
+  config.max_seq_len = 32;
+  check_training<PhaseModulatedAttentionLM<float>>(config);
+  const auto tokens = words(200);
+  Rng rng(4);
+  const PhaseModulatedAttentionLM<float> start(config, rng);
+  auto model = start;
+  Trainer trainer(model, config_of(20));
+  trainer.train(tokens);
+  const auto before = parameters_of(start), after = parameters_of(std::as_const(model));
+  for (std::size_t i = 0; i < before.size(); ++i) {
+    INFO(before[i].name);
+    CHECK(!std::equal(before[i].data, before[i].data + before[i].size, after[i].data));
+  }
 }

@@ -13,7 +13,6 @@
 #include <algorithm>
 #include <list>
 #include <memory>
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -95,40 +94,30 @@ class [[nodiscard]] ScopedIntervention {
   std::list<PhaseInterventions::Scope>::iterator scope_;
 };
 
-namespace detail {
-template <class Model>
-ScopedIntervention override_of(Model& model, std::optional<double> PhaseIntervention::*member, double value,
-                               Index layer) {
-  PhaseIntervention intervention;
-  intervention.*member = value;
-  return {model, intervention, layer};
-}
-}  // namespace detail
-
 // K of every token.
 template <class Model>
 ScopedIntervention set_coupling_override(Model& model, double coupling, Index layer = all_layers) {
-  return detail::override_of(model, &PhaseIntervention::coupling, coupling, layer);
+  return {model, {.coupling = coupling}, layer};
 }
 // R in the temperature; the phases stay as they are.
 template <class Model>
 ScopedIntervention set_order_parameter_override(Model& model, double order_parameter, Index layer = all_layers) {
-  return detail::override_of(model, &PhaseIntervention::order_parameter, order_parameter, layer);
+  return {model, {.order_parameter = order_parameter}, layer};
 }
 // τ of every token and head.
 template <class Model>
 ScopedIntervention set_temperature_override(Model& model, double temperature, Index layer = all_layers) {
-  return detail::override_of(model, &PhaseIntervention::temperature, temperature, layer);
+  return {model, {.temperature = temperature}, layer};
 }
 // λ: 0 takes the phases out of the scores (not out of τ).
 template <class Model>
 ScopedIntervention set_gate_override(Model& model, double gate, Index layer = all_layers) {
-  return detail::override_of(model, &PhaseIntervention::gate, gate, layer);
+  return {model, {.gate = gate}, layer};
 }
 // φ of every token and head, radians.
 template <class Model>
 ScopedIntervention set_phase_override(Model& model, double phase, Index layer = all_layers) {
-  return detail::override_of(model, &PhaseIntervention::phase, phase, layer);
+  return {model, {.phase = phase}, layer};
 }
 
 }  // namespace rbar
