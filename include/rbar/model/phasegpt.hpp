@@ -8,10 +8,12 @@
 #include "rbar/model/phasegpt_config.hpp"
 #include "rbar/nn/dropout.hpp"
 #include "rbar/nn/feed_forward.hpp"
+#include "rbar/nn/init.hpp"
 #include "rbar/nn/norm.hpp"
 
 #include <algorithm>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -173,8 +175,10 @@ struct PhaseGPT {
     typename ModelEnds<T>::Cache ends;
     mutable Tensor<T, 3> dhidden, dnext;  // scratch of backward
 
-    // Angles [B, T, heads·oscillators] of a phase layer after its last step; null where layer `l` has none.
+    // Angles [B, T, heads·oscillators] of a phase layer after its last step; null where layer `l` has none. Errors: no
+    // such layer in the last forward pass.
     const Tensor<T, 3>* angles(std::size_t l) const {
+      require(l < layers.size(), "PhaseGPT::Cache::angles", "layer", "one of the last forward pass", l);
       if (const auto* phase = std::get_if<typename PhaseAttention<T>::Cache>(&layers[l].mixer)) return &phase->angles;
       if (const auto* hybrid = std::get_if<typename HybridAttention<T>::Cache>(&layers[l].mixer))
         return &hybrid->phase.angles;
@@ -195,11 +199,15 @@ struct PhaseGPT {
   PhaseGPT() = default;
   PhaseGPT(const Config& config_, Rng& rng) : config(config_) {
     config.validate();
-    ends = ModelEnds<T>(config.vocab_size, config.d_model, config.max_seq_len, config.tie_embeddings, config.init,
-                        LayerNorm<T>(config.d_model, config.layer_norm_eps), rng);
+    ends = ModelEnds<T>(config.vocab_size, config.d_model, config.max_seq_len, config.tie_embeddings,
+                        Initialisation::gpt2, LayerNorm<T>(config.d_model, config.layer_norm_eps), rng);
     const std::vector<Index> oscillating = config.phase_layers();
     for (Index l = 0; l < config.n_layers; ++l)
       layers.emplace_back(config, std::binary_search(oscillating.begin(), oscillating.end(), l), rng);
+    // GPT-2's: every matrix N(0, .02²), in layers of either kind. Biases are 0, ω and K as the oscillators have them.
+    parameters([&](const std::string& name, auto& tensor) {
+      if (decays(name, shape_of(tensor).size())) normal(tensor, 0.02, rng);
+    });
   }
 
   void forward(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, Cache& cache) const {
@@ -256,9 +264,33 @@ struct PhaseGPT {
     for (std::size_t l = 0; l < layers.size(); ++l) visit_layer(visit, "layers." + std::to_string(l), layers[l]);
   }
 
+  // Weight decay shrinks matrices: no natural frequency [heads, oscillators], and not K.
+  static bool decays(std::string_view name, std::size_t rank) { return rank >= 2 && !name.ends_with(".natural_freq"); }
+
  private:
   // Stream 0 of dropout is the embedding's; a layer has two, and two for noise and jitter.
   static std::uint64_t stream_of(std::size_t layer) { return 1 + 4 * static_cast<std::uint64_t>(layer); }
 };
+
+// How far the oscillators of a phase layer agreed in a forward pass.
+struct LayerCoherence {
+  std::size_t layer = 0;
+  double order = 0;  // R̄: the token order parameter, mean over tokens and heads
+};
+
+// Of every phase layer of the last forward pass, in order; no tokens, no coherence.
+template <class T>
+std::vector<LayerCoherence> coherence(const PhaseGPT<T>& model, const typename PhaseGPT<T>::Cache& cache) {
+  std::vector<LayerCoherence> list;
+  for (std::size_t l = 0; l < cache.layers.size(); ++l) {
+    const Tensor<T, 3>* angles = cache.angles(l);
+    if (!angles || angles->size() == 0) continue;
+    const Tensor<T, 3> order = token_order_parameter<T>(*angles, model.config.n_heads);
+    double sum = 0;
+    for (const T r : elements(order)) sum += static_cast<double>(r);
+    list.push_back({l, sum / static_cast<double>(order.size())});
+  }
+  return list;
+}
 
 }  // namespace rbar
