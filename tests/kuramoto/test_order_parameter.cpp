@@ -112,7 +112,9 @@ TEST_CASE("the regularisers and their gradients") {
     for (const double level : {0.1, 0.45, 0.9}) {
       const CoherenceRegularizer regularizer{target, level, 0.7};
       Tensor<double, 3> input = angles, gradient = zeros<double, 3>(shape_of(angles));
-      coherence_regularizer<double>(input, 4, regularizer, &gradient);
+      RegularizerCache cache;
+      coherence_regularizer<double>(input, 4, regularizer, cache);
+      coherence_regularizer_backward<double>(input, cache, gradient);
       const GradientPair pair{"angles", elements(input), elements(std::as_const(gradient))};
       const auto report = gradient_check(std::span<const GradientPair>(&pair, 1),
                                          [&] { return coherence_regularizer<double>(input, 4, regularizer); });
@@ -127,22 +129,46 @@ TEST_CASE("the regularisers and their gradients") {
   CHECK(coherence_loss({CoherenceTarget::band, .45, .1}, .75).loss == Approx(.1 * .04));
 }
 
-TEST_CASE("noise and jitter: their size, and the same numbers for any number of threads") {
+TEST_CASE("noise: normal, an element's number its own, for any number of threads") {
   const Rng stream(5, 3);
-  auto noisy = zeros<double, 3>({4, 100, 50});
-  add_phase_noise<double>(0.03, stream, noisy);
-  double square = 0;
-  for (const double value : elements(noisy)) square += value * value;
-  CHECK(std::sqrt(square / static_cast<double>(noisy.size())) == Approx(0.03).epsilon(0.02));  // 20,000 draws: ±.5%
-  set_num_threads(3);
-  auto again = zeros<double, 3>({4, 100, 50});
-  add_phase_noise<double>(0.03, stream, again);
+  auto noisy = zeros<float, 3>({4, 101, 50});
+  add_phase_noise<float>(0.03, stream, noisy);
+  double moments[5] = {}, neighbours = 0;
+  for (Index i = 0; i < noisy.size(); ++i) {
+    const double z = static_cast<double>(noisy.data()[i]) / 0.03;
+    for (int power = 1; power <= 4; ++power) moments[power] += std::pow(z, power) / static_cast<double>(noisy.size());
+    if (i > 0) neighbours += z * static_cast<double>(noisy.data()[i - 1]) / 0.03 / static_cast<double>(noisy.size());
+  }
+  // 20,200 draws: deviations of the four moments .007, .010, .027, .069 (√(E z^2p − (E z^p)²)/√n), and five of them.
+  CHECK(std::abs(moments[1]) <= 0.035);
+  CHECK(moments[2] == Approx(1).margin(0.05));
+  CHECK(std::abs(moments[3]) <= 0.14);
+  CHECK(moments[4] == Approx(3).margin(0.35));
+  CHECK(std::abs(neighbours) <= 0.035);
+
+  for (const int threads : {2, 5}) {
+    set_num_threads(threads);
+    auto again = zeros<float, 3>({4, 101, 50});
+    add_phase_noise<float>(0.03, stream, again);
+    CHECK(std::equal(noisy.data(), noisy.data() + noisy.size(), again.data()));
+  }
   set_num_threads(1);
-  CHECK(std::equal(noisy.data(), noisy.data() + noisy.size(), again.data()));
+  auto fewer = zeros<float, 3>({1, 7, 31});  // fewer elements: the same numbers
+  add_phase_noise<float>(0.03, stream, fewer);
+  CHECK(std::equal(fewer.data(), fewer.data() + fewer.size(), noisy.data()));
+  auto exact = zeros<double, 3>({1, 7, 31});
+  add_phase_noise<double>(0.03, stream, exact);
+  for (Index i = 0; i < exact.size(); ++i)
+    CHECK(static_cast<double>(fewer.data()[i]) == Approx(exact.data()[i]).margin(1e-6));
+  add_phase_noise<double>(0.03, Rng(5, 4), exact);
+  CHECK(std::abs(exact(0, 0, 0) - 2 * static_cast<double>(fewer(0, 0, 0))) > 1e-6);  // another stream
+}
+
+TEST_CASE("jitter has the size it should") {
   Tensor<double, 2> frequency(40, 50);
   frequency.setConstant(2.0);
-  add_frequency_jitter(0.02, stream, frequency);
-  square = 0;
+  add_frequency_jitter(0.02, Rng(5, 3), frequency);
+  double square = 0;
   for (const double value : elements(frequency)) square += (value / 2 - 1) * (value / 2 - 1);
   CHECK(std::sqrt(square / 2000) == Approx(0.02).epsilon(0.06));  // 2,000 draws: ±1.6%
 }
@@ -160,6 +186,10 @@ TEST_CASE("a tracker keeps the history of R") {
   CHECK_THROWS_AS(tracker.observe(std::span<const float>()), Error);
   const float wrong[] = {1.5f};
   CHECK_THROWS_WITH(tracker.observe(std::span<const float>(wrong)), ContainsText("0 to 1"));
+  for (const double smoothing : {1.0, -0.1, std::nan("")}) {
+    tracker.smoothing = smoothing;
+    CHECK_THROWS_WITH(tracker.observe(std::span<const float>(first)), ContainsText("smoothing"));
+  }
 }
 
 TEST_CASE("an angle that is not a number stays visible in R and in its loss") {

@@ -4,10 +4,17 @@
 // Source: the PhaseGPT package, where none of the three reaches the training; here they do.
 #pragma once
 
+#include "rbar/core/philox.hpp"
 #include "rbar/core/random.hpp"
 #include "rbar/kuramoto/order_parameter.hpp"
+#include "rbar/simd/oscillator.hpp"
 
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <numbers>
 #include <string_view>
+#include <vector>
 
 namespace rbar {
 
@@ -62,45 +69,121 @@ inline LossAndSlope coherence_loss(const CoherenceRegularizer& regularizer, doub
   return {strength * excess * excess, 2 * strength * excess};
 }
 
-// The loss of angles [batch, tokens, heads·oscillators]; dangles += its gradient where dangles is not null.
+// What the regulariser's gradient takes over from its loss.
+struct RegularizerCache {
+  LossAndSlope loss;
+  Index oscillators = 0;              // of a head
+  std::vector<simd::PhaseSums> sums;  // Σ cos, Σ sin of every token and head
+};
+
+namespace detail {
+
+struct WrappedPhase {
+  template <class T>
+  RBAR_INLINE simd::Phasor<T> operator()(const simd::Batch<T>& angle) const {
+    return simd::angle_phasor(simd::wrap_angle(angle));
+  }
+};
+
+}  // namespace detail
+
+// The loss of angles [batch, tokens, heads·oscillators].
 template <class T>
 double coherence_regularizer(std::type_identity_t<ConstTensorView<T, 3>> angles, Index heads,
-                             const CoherenceRegularizer& regularizer, Tensor<T, 3>* dangles = nullptr) {
+                             const CoherenceRegularizer& regularizer, RegularizerCache& cache) {
   regularizer.validate();
-  const Index oscillators = detail::require_phases<T>("coherence_regularizer", angles, heads);
+  const Index oscillators = cache.oscillators = detail::require_phases<T>("coherence_regularizer", angles, heads);
+  cache.loss = {};
   if (regularizer.target == CoherenceTarget::none) return 0;
   const Index count = angles.size() / oscillators;
-  const auto sums_of = [&](Index i) { return simd::angle_sums(angles.data() + i * oscillators, oscillators); };
+  cache.sums.resize(static_cast<std::size_t>(count));
   const double total = parallel_sum(count, 256, [&](Index begin, Index end) {
     double sum = 0;
-    for (Index i = begin; i < end; ++i) sum += detail::resultant(sums_of(i), oscillators);
+    for (Index i = begin; i < end; ++i) {
+      simd::PhaseSums& z = cache.sums[static_cast<std::size_t>(i)];
+      z = simd::detail::sum_phasors(angles.data() + i * oscillators, oscillators, detail::WrappedPhase{});
+      sum += detail::resultant(z, oscillators);
+    }
     return sum;
   });
-  const LossAndSlope loss = coherence_loss(regularizer, total / static_cast<double>(count));
-  if (!dangles || loss.slope == 0) return loss.loss;
-  require_shape("coherence_regularizer", "dangles", shape_of(*dangles), shape_of(angles));
-  // R = |Z|/N with Z = Σ e^{iθ}: ∂R/∂θ_n = (Im Z·cos θ_n − Re Z·sin θ_n)/(N·|Z|); no direction where Z = 0.
-  const double scale = loss.slope / static_cast<double>(count * oscillators);
-  parallel_for(count, 256, [&](Index begin, Index end) {
-    for (Index i = begin; i < end; ++i) {
-      const simd::PhaseSums z = sums_of(i);
-      const double length = std::hypot(z.cosine, z.sine);
-      if (length == 0) continue;
-      simd::angle_gradient<T>(angles.data() + i * oscillators, oscillators, static_cast<T>(scale * z.sine / length),
-                              static_cast<T>(scale * z.cosine / length), dangles->data() + i * oscillators);
-    }
-  });
-  return loss.loss;
+  cache.loss = coherence_loss(regularizer, total / static_cast<double>(count));
+  return cache.loss.loss;
+}
+template <class T>
+double coherence_regularizer(std::type_identity_t<ConstTensorView<T, 3>> angles, Index heads,
+                             const CoherenceRegularizer& regularizer) {
+  RegularizerCache cache;
+  return coherence_regularizer<T>(angles, heads, regularizer, cache);
 }
 
-// θ + σ·N(0, 1), element n from the n-th number of the stream: the same for every thread count. Gradient 1.
+// dangles += the gradient of that loss. Errors: other angles' shape than dangles'.
+template <class T>
+void coherence_regularizer_backward(std::type_identity_t<ConstTensorView<T, 3>> angles, const RegularizerCache& cache,
+                                    Tensor<T, 3>& dangles) {
+  if (cache.loss.slope == 0) return;
+  require_shape("coherence_regularizer_backward", "dangles", shape_of(dangles), shape_of(angles));
+  const Index oscillators = cache.oscillators, count = angles.size() / oscillators;
+  require(std::ssize(cache.sums) == count, "coherence_regularizer_backward", "tokens·heads of the cache", count,
+          cache.sums.size());
+  // R = |Z|/N with Z = Σ e^{iθ}: ∂R/∂θ_n = (Im Z·cos θ_n − Re Z·sin θ_n)/(N·|Z|); no direction where Z = 0.
+  const double scale = cache.loss.slope / static_cast<double>(count * oscillators);
+  parallel_for(count, 256, [&](Index begin, Index end) {
+    for (Index i = begin; i < end; ++i) {
+      const simd::PhaseSums& z = cache.sums[static_cast<std::size_t>(i)];
+      const double length = std::hypot(z.cosine, z.sine);
+      if (length == 0) continue;
+      simd::detail::add_phasor_gradient(
+          angles.data() + i * oscillators, oscillators, static_cast<T>(scale * z.sine / length),
+          static_cast<T>(scale * z.cosine / length), dangles.data() + i * oscillators, detail::WrappedPhase{});
+    }
+  });
+}
+
+namespace detail {
+
+inline constexpr Index noise_group = 4 * static_cast<Index>(philox_batch);
+
+// noise_group normal numbers from as many random words. Two words make two (Box & Muller, 1958):
+// √(−2 ln u)·cos 2πv and √(−2 ln u)·sin 2πv, u in (0, 1), of 24 bits each, so that none is beyond 5.9.
+template <class T>
+RBAR_NOINLINE void normal_numbers(std::uint64_t seed, std::uint64_t stream, std::uint64_t first_block, T* to) {
+  constexpr Index batch = static_cast<Index>(philox_batch), L = simd::lanes<T>;
+  static_assert(batch % L == 0);
+  std::uint32_t words[4][philox_batch];
+  philox_blocks(seed, stream, first_block, words);
+  alignas(64) T uniform[4][philox_batch];
+  for (std::size_t w = 0; w < 4; ++w)
+    for (std::size_t i = 0; i < philox_batch; ++i)
+      uniform[w][i] = static_cast<T>(static_cast<std::int32_t>(words[w][i] >> 8)) * T(0x1p-24);
+  constexpr T pi = std::numbers::pi_v<T>;
+  for (Index pair = 0; pair < 4; pair += 2)
+    for (Index i = 0; i < batch; i += L) {
+      const simd::Batch<T> u = simd::load(uniform[pair] + i) + simd::broadcast(T(0x1p-25));
+      const simd::Batch<T> v = simd::load(uniform[pair + 1] + i);
+      const simd::Batch<T> radius = xsimd::sqrt(simd::broadcast(T(-2)) * xsimd::log(u));
+      const simd::Phasor<T> z = simd::angle_phasor(simd::broadcast(2 * pi) * v - simd::broadcast(pi));
+      simd::store(to + pair * batch + i, radius * z.cosine);
+      simd::store(to + (pair + 1) * batch + i, radius * z.sine);
+    }
+}
+
+}  // namespace detail
+
+// θ + σ·N(0, 1). Element n's noise depends on the stream and on n alone: the same for every thread count. Gradient 1.
 template <class T>
 void add_phase_noise(double deviation, const Rng& stream, TensorView<T, 3> angles) {
   require(deviation >= 0 && std::isfinite(deviation), "add_phase_noise", "deviation", "at least 0", deviation);
   if (deviation == 0) return;
-  parallel_for(angles.size(), 1024, [&](Index begin, Index end) {
-    Rng rng(stream.seed, stream.stream, stream.position + 4 * static_cast<std::uint64_t>(begin));
-    for (Index i = begin; i < end; ++i) angles.data()[i] += static_cast<T>(rng.normal(0, deviation));
+  const std::uint64_t first_block = (stream.position + 3) / 4;
+  constexpr Index group = detail::noise_group;
+  parallel_for(angles.size(), 16 * group, [&](Index begin, Index end) {
+    alignas(64) T noise[static_cast<std::size_t>(group)];
+    const T scale = static_cast<T>(deviation);
+    for (Index first = begin; first < end; first += group) {
+      detail::normal_numbers(stream.seed, stream.stream, first_block + static_cast<std::uint64_t>(first / 4), noise);
+      T* RBAR_RESTRICT to = angles.data() + first;
+      for (Index i = 0; i < std::min(group, end - first); ++i) to[i] += scale * noise[i];
+    }
   });
 }
 

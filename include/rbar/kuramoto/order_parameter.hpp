@@ -93,12 +93,14 @@ Tensor<T, 1> mean_phase_order_parameter(std::type_identity_t<ConstTensorView<T, 
 // Mean and spread of an order parameter over training: one call of `observe` a step.
 struct CoherenceTracker {
   std::vector<double> history;  // mean R of each observation
-  double smoothing = 0.99;      // of `average`
+  double smoothing = 0.99;      // of `average`, from 0 to less than 1
   double average = 0;           // exponential, corrected for its start
 
-  // Errors: no values, or one outside [0, 1].
+  // Errors: no values, or one outside [0, 1]; a smoothing of 1, which would never look at one.
   template <class T>
   void observe(std::span<const T> order) {
+    require(smoothing >= 0 && smoothing < 1, "CoherenceTracker::observe", "smoothing", "from 0 to less than 1",
+            smoothing);
     require(!order.empty(), "CoherenceTracker::observe", "order", "at least one value", order.size());
     double sum = 0;
     for (const T r : order) {

@@ -78,6 +78,7 @@ struct PhaseAttention {
     Tensor<T, 3> noisy;                // initial with noise, where there is any
     Tensor<T, 2> read;                 // [B·T, read_width] what W_o reads (circular)
     Tensor<T, 2> jitter, frequency;    // [H, N] factor, and ω with it
+    RegularizerCache regularizer;
     typename KuramotoDynamics<T>::Cache dynamics;
     mutable Tensor<T, 2> dread, dfrequency;  // scratch of backward
     mutable Tensor<T, 3> dangles, dinitial;
@@ -123,8 +124,9 @@ struct PhaseAttention {
     } else {
       dynamics.forward(start, cache.angles, cache.dynamics);
     }
-    cache.auxiliary_loss =
-        x.size() == 0 ? 0.0 : coherence_regularizer<T>(cache.angles, config.kuramoto.n_heads, config.regularizer);
+    cache.auxiliary_loss = x.size() == 0 ? 0.0
+                                         : coherence_regularizer<T>(cache.angles, config.kuramoto.n_heads,
+                                                                    config.regularizer, cache.regularizer);
     read_out(cache.angles, cache.read, rows(y));
   }
 
@@ -146,7 +148,7 @@ struct PhaseAttention {
         }
       });
     }
-    if (count > 0) coherence_regularizer<T>(cache.angles, config.kuramoto.n_heads, config.regularizer, &cache.dangles);
+    if (count > 0) coherence_regularizer_backward<T>(cache.angles, cache.regularizer, cache.dangles);
     if (jitter_drawn(cache)) {
       dynamics.backward(view(std::as_const(cache.dangles)), cache.dynamics, cache.dinitial, grad.dynamics,
                         &cache.dfrequency);
