@@ -33,11 +33,15 @@ TEST_CASE("torus models and the transformers they are measured against have the 
 }
 
 TEST_CASE("a torus model is its definition, layer by layer") {
-  for (const auto& config : configs()) {
+  for (auto config : configs()) {
+    config.drift_base = 77;
     INFO(describe(config));
     const auto model = random_model<double>(config, 1);
     const auto tokens = random_tokens(2, 9, config.vocab_size, 2);
     const auto logits = model(tokens), expected = textbook_logits(model, tokens);
+    const auto& attention = model.layers.back().attention.config;
+    CHECK((attention.n_heads == 3 && attention.gate == config.gate && attention.strict == config.strict &&
+           attention.drift == config.drift && attention.drift_base == config.drift_base));
     for (Index i = 0; i < logits.size(); ++i) REQUIRE(logits.data()[i] == Approx(expected.data()[i]).margin(1e-11));
   }
 }
