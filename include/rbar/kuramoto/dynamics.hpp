@@ -17,7 +17,8 @@
 namespace rbar {
 
 // Angles in radians [batch, tokens, n_heads·n_oscillators] -> the same. A large K·dt (above 1) overshoots, as Euler's
-// method does. Errors: other shapes; `step` with Causality::reference.
+// method does. Errors: other shapes; `step` with Causality::reference; a step that may turn a phase further than
+// largest_phase_step; in a stream, another batch than before.
 template <class T>
 struct KuramotoDynamics {
   using Scalar = T;
@@ -180,6 +181,9 @@ struct KuramotoDynamics {
     for (Index w = 0; w < config.width(); ++w) {
       frequency.data()[w] = from.data()[w];
       strength.data()[w] = static_cast<T>(coupling_sign()) * coupling_strength(w / config.n_oscillators);
+      // The mean of sines is at most 1 long. A frequency that is no number is refused here too.
+      const double turn = config.dt * static_cast<double>(std::abs(frequency.data()[w]) + std::abs(strength.data()[w]));
+      require(turn <= largest_phase_step, "KuramotoDynamics", "dt·(|ω| + |K|)", "at most 1000 radians a step", turn);
     }
   }
   simd::OscillatorBlock<T> block_of(const Tensor<T, 2>& frequency, const Tensor<T, 2>& strength, Index block) const {

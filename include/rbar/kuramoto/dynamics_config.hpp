@@ -38,6 +38,10 @@ constexpr bool parse(std::string_view text, Integrator& integrator) {
   return false;
 }
 
+// How far a phase may move in one evaluation, radians: beyond it a float's angle keeps no four decimals, and far beyond
+// it (2²² turns) wrap_angle no longer finds the way back to [−π, π]. Anything above π is too coarse to be of use.
+inline constexpr double largest_phase_step = 1000;
+
 struct KuramotoConfig {
   Index n_heads = 8;
   Index n_oscillators = 32;  // of a head
