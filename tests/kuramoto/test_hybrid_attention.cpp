@@ -2,6 +2,7 @@
 #include "rbar/audit/gradient_check.hpp"
 #include "rbar/kuramoto/hybrid_attention.hpp"
 #include "support/catch.hpp"
+#include "support/passes.hpp"
 
 using namespace rbar;
 
@@ -47,6 +48,7 @@ TEST_CASE("the regulariser of hybrid attention's phases is part of its loss") {
   const auto report = gradient_check(layer, view(x));
   INFO(report.worst);
   CHECK(report.error <= 1e-6);
+  CHECK(test::same_for_any_threads(layer, naive::random_angles<double>(3, 150, 6, rng, 2.0)));
 }
 
 TEST_CASE("hybrid attention streams the numbers of the full pass") {
@@ -78,4 +80,7 @@ TEST_CASE("hybrid attention refuses parts that do not fit") {
   layer.forward(zeros<float, 3>({1, 2, 6}), y, cache);
   auto grad = zeros_like(layer);
   CHECK_THROWS_WITH(layer.backward(zeros<float, 3>({1, 3, 6}), cache, y, grad), ContainsText("dy"));
+  HybridAttention<float>::State state;
+  layer.step(zeros<float, 3>({2, 1, 6}), y, state);
+  CHECK_THROWS_AS(layer.step(zeros<float, 3>({1, 1, 6}), y, state), Error);
 }
