@@ -24,10 +24,12 @@ struct KuramotoDynamics {
   using Scalar = T;
   using Config = KuramotoConfig;
 
-  // Backward runs the steps again from the first angles rather than keep those of every step.
+  // Backward runs the steps again from the first angles rather than keep those of every step: causally, a stretch of
+  // tokens at a time, each from the sums that forward had when it came there.
   struct Cache {
-    Tensor<T, 3> initial;               // copy of the input
-    Tensor<T, 2> frequency, strength;   // [blocks, columns] ω and ±K, an oscillator a column, padded
+    Tensor<T, 3> initial;              // copy of the input
+    Tensor<T, 2> frequency, strength;  // [blocks, columns] ω and ±K, an oscillator a column, padded
+    Tensor<T, 2> sums;  // [batch·blocks·stretches, evaluations·2·columns] causal: before each stretch
     mutable Tensor<double, 3> partial;  // [batch, 2, blocks·columns] dω and dK, scratch of backward
   };
   // A stream: the running sums of every evaluation, O(1) in the tokens seen.
@@ -63,15 +65,22 @@ struct KuramotoDynamics {
     std::copy_n(initial.data(), initial.size(), cache.initial.data());
     ensure_shape(angles, shape_of(initial));
     spread(frequency, cache.frequency, cache.strength);
+    if (config.causality == Causality::causal)
+      ensure_shape(cache.sums, {batch * blocks() * stretches(tokens), sums_size()});
     for_blocks(batch, tokens, [&](Index b, Index block, Index first, Index columns) {
       const auto oscillators = block_of(cache.frequency, cache.strength, block);
       const T* from = initial.data() + b * tokens * config.width() + first;
       T* to = angles.data() + b * tokens * config.width() + first;
       if (config.causality == Causality::causal) {
         copy_rows(from, config.width(), to, config.width(), tokens, columns);
-        T* sums = scratch(evaluations() * 2 * width);
-        std::fill_n(sums, evaluations() * 2 * width, T(0));
-        simd::advance_causal<T>(oscillators, to, config.width(), columns, tokens, /*seen=*/0, sums, nullptr);
+        T* sums = &cache.sums((b * blocks() + block) * stretches(tokens), 0);
+        std::fill_n(sums, sums_size(), T(0));
+        for (Index t = 0; t < tokens; t += stretch, sums += sums_size()) {
+          T* next = t + stretch < tokens ? sums + sums_size() : scratch(sums_size());
+          std::copy_n(sums, sums_size(), next);
+          simd::advance_causal<T>(oscillators, to + t * config.width(), config.width(), columns,
+                                  std::min(stretch, tokens - t), /*seen=*/t, next, nullptr);
+        }
       } else {
         const Index size = tokens * width;
         T* angle = scratch((evaluations() + 3) * size);
@@ -94,20 +103,30 @@ struct KuramotoDynamics {
     for_blocks(batch, tokens, [&](Index b, Index block, Index first, Index columns) {
       const auto oscillators = block_of(cache.frequency, cache.strength, block);
       const Index offset = b * tokens * config.width() + first;
-      T* angle = scratch((evaluations() + 10) * size + evaluations() * 2 * width);
-      T *record = angle + size, *work = record + evaluations() * size, *sums = work + 9 * size;
-      if (causal) {
-        copy_rows(cache.initial.data() + offset, config.width(), angle, width, tokens, columns);
-        std::fill_n(sums, evaluations() * 2 * width, T(0));
-        simd::advance_causal<T>(oscillators, angle, width, width, tokens, 0, sums, record);
-      } else {
-        run_all(oscillators, cache.initial.data() + offset, columns, tokens, angle, record, work);
-      }
-      copy_rows(dangles.data() + offset, config.width(), angle, width, tokens, columns);
+      const T *initial = cache.initial.data() + offset, *dafter = dangles.data() + offset;
+      T* dbefore = dinitial.data() + offset;
       double* dblock = cache.partial.data() + b * 2 * blocks() * width + block * width;
-      simd::oscillators_backward<T>(oscillators, causal, tokens, record, angle, dblock, dblock + blocks() * width,
-                                    work);
-      copy_rows(angle, width, dinitial.data() + offset, config.width(), tokens, columns);
+      double* dstrength = dblock + blocks() * width;
+      if (!causal) {
+        T *angle = scratch((evaluations() + 8) * size), *record = angle + size, *work = record + evaluations() * size;
+        run_all(oscillators, initial, columns, tokens, angle, record, work);
+        copy_rows(dafter, config.width(), angle, width, tokens, columns);
+        simd::advance_all_backward<T>(oscillators, tokens, record, angle, dblock, dstrength, work);
+        copy_rows(angle, width, dbefore, config.width(), tokens, columns);
+        return;
+      }
+      T* angle = scratch(stretch * width + 2 * sums_size() + stretch * evaluations() * 4 * width);
+      T *sums = angle + stretch * width, *later = sums + sums_size(), *record = later + sums_size();
+      std::fill_n(later, sums_size(), T(0));
+      copy_rows(dafter, config.width(), dbefore, config.width(), tokens, columns);
+      for (Index part = stretches(tokens); part-- > 0;) {
+        const Index begin = part * stretch, count = std::min(stretch, tokens - begin);
+        copy_rows(initial + begin * config.width(), config.width(), angle, width, count, columns);
+        std::copy_n(&cache.sums((b * blocks() + block) * stretches(tokens) + part, 0), sums_size(), sums);
+        simd::advance_causal<T>(oscillators, angle, width, width, count, begin, sums, record);
+        simd::advance_causal_backward<T>(oscillators, record, dbefore + begin * config.width(), config.width(), columns,
+                                         count, begin, later, dblock, dstrength);
+      }
     });
     if (dfrequency) {
       ensure_shape(*dfrequency, shape_of(natural_frequency));
@@ -130,17 +149,16 @@ struct KuramotoDynamics {
     const Index batch = initial.dimension(0), tokens = initial.dimension(1);
     ensure_shape(angles, shape_of(initial));
     spread(view(natural_frequency), state.frequency, state.strength);
-    const Index per_block = evaluations() * 2 * width;
     if (state.position == 0) {
-      ensure_shape(state.sums, {batch * blocks(), per_block});
+      ensure_shape(state.sums, {batch * blocks(), sums_size()});
       state.sums.setZero();
     }
-    require_shape("KuramotoDynamics::step", "state", state.sums, {batch * blocks(), per_block});
+    require_shape("KuramotoDynamics::step", "state", state.sums, {batch * blocks(), sums_size()});
     for_blocks(batch, tokens, [&](Index b, Index block, Index first, Index columns) {
       const Index offset = b * tokens * config.width() + first;
       copy_rows(initial.data() + offset, config.width(), angles.data() + offset, config.width(), tokens, columns);
       simd::advance_causal<T>(block_of(state.frequency, state.strength, block), angles.data() + offset, config.width(),
-                              columns, tokens, state.position, state.sums.data() + (b * blocks() + block) * per_block,
+                              columns, tokens, state.position, state.sums.data() + (b * blocks() + block) * sums_size(),
                               nullptr);
     });
     state.position += tokens;
@@ -160,11 +178,14 @@ struct KuramotoDynamics {
 
  private:
   static constexpr Index width = simd::oscillator_columns<T>;  // of a block of oscillators
+  static constexpr Index stretch = 16;                         // tokens whose record lies in a core's own cache
   struct Purpose {};
 
   static T* scratch(Index size) { return simd::thread_scratch<T, Purpose>(size); }
   Index blocks() const { return (config.width() + width - 1) / width; }
   Index evaluations() const { return config.steps().evaluations(); }
+  Index sums_size() const { return evaluations() * 2 * width; }
+  static Index stretches(Index tokens) { return (tokens + stretch - 1) / stretch; }
   double coupling_sign() const { return config.coupling == Coupling::attractive ? 1.0 : -1.0; }
 
   void check(std::string_view operation, ConstTensorView<T, 3> initial, ConstTensorView<T, 2> frequency) const {

@@ -50,8 +50,8 @@ struct HeadOscillators {
         }
         dfrequency[h] += static_cast<double>(sum);
       }
-      simd::oscillator_field_backward(block(strength), /*causal=*/false, heads, record + step * block_size(), dvelocity,
-                                      dphases, no_frequency, dstrength, work + block_size());
+      simd::oscillator_field_backward(block(strength), heads, record + step * block_size(), dvelocity, dphases,
+                                      no_frequency, dstrength, work + block_size());
     }
   }
 

@@ -74,7 +74,7 @@ RBAR_NOINLINE void angle_phasors_backward(const T* RBAR_RESTRICT cosine, const T
 }
 
 // Registers of oscillators that are advanced together: their chains of operations hide each other's latency.
-inline constexpr Index oscillator_registers = 2;
+inline constexpr Index oscillator_registers = 4;
 template <class T>
 inline constexpr Index oscillator_columns = oscillator_registers* lanes<T>;
 
@@ -127,30 +127,26 @@ RBAR_INLINE Batch<T> phase_velocity(const Phasor<T>& z, const Batch<T>& cosines,
   return multiply_add(strength_over_count, sines * z.cosine - cosines * z.sine, frequency);
 }
 
-// One step of all registers of one position. field(stage, register, phasor) -> dθ/ds; stage_input(stage, register, y).
-template <class T, class Field, class StageInput>
-RBAR_INLINE void oscillator_step(Columns<T>& theta, const OscillatorSteps& steps, Field&& field,
-                                 StageInput&& stage_input) {
+// One step of all registers of one position. field(stage, register, phasor) -> dθ/ds.
+template <class T, class Field>
+RBAR_INLINE void oscillator_step(Columns<T>& theta, const OscillatorSteps& steps, Field&& field) {
   const Batch<T> dt = broadcast(static_cast<T>(steps.step_size));
   if (!steps.runge_kutta) {
-    for (Index r = 0; r < oscillator_registers; ++r) {
-      stage_input(0, r, theta.at[r]);
+    for (Index r = 0; r < oscillator_registers; ++r)
       theta.at[r] = wrap_angle(multiply_add(dt, field(0, r, angle_phasor(theta.at[r])), theta.at[r]));
-    }
     return;
   }
-  for (Index r = 0; r < oscillator_registers; ++r) {
-    Batch<T> y = theta.at[r], moved = theta.at[r];
-    for (Index stage = 0; stage < 4; ++stage) {
-      stage_input(stage, r, y);
-      const Batch<T> velocity = field(stage, r, angle_phasor(y));
-      const T reach = static_cast<T>(rk_reach[stage] * steps.step_size);
-      const T weight = static_cast<T>(rk_weight[stage] * steps.step_size);
-      moved = multiply_add(broadcast(weight), velocity, moved);
-      y = wrap_angle(multiply_add(broadcast(reach), velocity, theta.at[r]));
+  Columns<T> y = theta, moved = theta;
+  for (Index stage = 0; stage < 4; ++stage) {
+    const Batch<T> reach = broadcast(static_cast<T>(rk_reach[stage] * steps.step_size));
+    const Batch<T> weight = broadcast(static_cast<T>(rk_weight[stage] * steps.step_size));
+    for (Index r = 0; r < oscillator_registers; ++r) {
+      const Batch<T> velocity = field(stage, r, angle_phasor(y.at[r]));
+      moved.at[r] = multiply_add(weight, velocity, moved.at[r]);
+      y.at[r] = wrap_angle(multiply_add(reach, velocity, theta.at[r]));
     }
-    theta.at[r] = wrap_angle(moved);
   }
+  for (Index r = 0; r < oscillator_registers; ++r) theta.at[r] = wrap_angle(moved.at[r]);
 }
 
 }  // namespace detail
@@ -158,34 +154,103 @@ RBAR_INLINE void oscillator_step(Columns<T>& theta, const OscillatorSteps& steps
 // Causal: position t meets the mean field of the positions up to t, so one pass over the tokens makes all steps.
 //   theta   [tokens, …] at `stride`, `columns` of them valid, advanced in place
 //   sums    [evaluations, 2, oscillator_columns] Σ cos and Σ sin of the `seen` positions before, carried on
-//   record  [evaluations, tokens, oscillator_columns] the angles at every evaluation, or nullptr
+//   record  [tokens, evaluations, 4, oscillator_columns] cos θ, sin θ, Σ cos, Σ sin at every evaluation, or nullptr
 template <class T>
 RBAR_NOINLINE void advance_causal(const OscillatorBlock<T>& block, T* theta, Index stride, Index columns, Index tokens,
                                   Index seen, T* RBAR_RESTRICT sums, T* RBAR_RESTRICT record) {
   constexpr Index L = lanes<T>, width = oscillator_columns<T>;
   const OscillatorSteps steps = block.steps;
-  detail::Columns<T> frequency = detail::load_columns(block.frequency, width);
-  detail::Columns<T> strength = detail::load_columns(block.strength, width);
+  const detail::Columns<T> frequency = detail::load_columns(block.frequency, width);
   for (Index t = 0; t < tokens; ++t) {
-    const Batch<T> inverse = broadcast(T(1) / static_cast<T>(seen + t + 1));
+    detail::Columns<T> pull = detail::load_columns(block.strength, width);  // K/n
+    for (Batch<T>& p : pull.at) p = p * broadcast(T(1) / static_cast<T>(seen + t + 1));
     detail::Columns<T> angle = detail::load_columns(theta + t * stride, columns);
     for (Batch<T>& a : angle.at) a = wrap_angle(a);
-    for (Index step = 0; step < steps.steps; ++step) {
-      const Index first = step * steps.stages();
-      detail::oscillator_step<T>(
-          angle, steps,
-          [&](Index stage, Index r, const Phasor<T>& z) {
-            T* sum = sums + (first + stage) * 2 * width + r * L;
-            const Batch<T> cosines = load(sum) + z.cosine, sines = load(sum + width) + z.sine;
-            store(sum, cosines);
-            store(sum + width, sines);
-            return detail::phase_velocity(z, cosines, sines, frequency.at[r], strength.at[r] * inverse);
-          },
-          [&](Index stage, Index r, const Batch<T>& y) {
-            if (record) store(record + ((first + stage) * tokens + t) * width + r * L, y);
-          });
-    }
+    for (Index step = 0; step < steps.steps; ++step)
+      detail::oscillator_step<T>(angle, steps, [&](Index stage, Index r, const Phasor<T>& z) {
+        const Index evaluation = step * steps.stages() + stage;
+        T* sum = sums + evaluation * 2 * width + r * L;
+        const Batch<T> cosines = load(sum) + z.cosine, sines = load(sum + width) + z.sine;
+        store(sum, cosines);
+        store(sum + width, sines);
+        if (record) {
+          T* to = record + (t * steps.evaluations() + evaluation) * 4 * width + r * L;
+          store(to, z.cosine);
+          store(to + width, z.sine);
+          store(to + 2 * width, cosines);
+          store(to + 3 * width, sines);
+        }
+        return detail::phase_velocity(z, cosines, sines, frequency.at[r], pull.at[r]);
+      });
     detail::store_columns(theta + t * stride, angle, columns);
+  }
+}
+
+// The gradient of advance_causal, over the same tokens from the last to the first. With p_t = K·dvelocity_t/n_t, an
+// evaluation at the angles y gives
+//   dy_t = cos θ_t·Σ_{u≥t} p_u cos θ_u + sin θ_t·Σ_{u≥t} p_u sin θ_u − p_t(S_t sin θ_t + C_t cos θ_t),
+// the first two through the sums of the positions from t on, which are carried along like those of the forward pass.
+//   dtheta  [tokens, …] at `stride`: ∂L/∂(angles after the last step), becomes ∂L/∂(angles before the first)
+//   record  what advance_causal wrote
+//   later   [evaluations, 2, oscillator_columns] Σ p cos and Σ p sin of the positions after these, carried on
+//   dfrequency, dstrength [oscillator_columns] += ∂L/∂ω, ∂L/∂K
+template <class T>
+RBAR_NOINLINE void advance_causal_backward(const OscillatorBlock<T>& block, const T* RBAR_RESTRICT record,
+                                           T* RBAR_RESTRICT dtheta, Index stride, Index columns, Index tokens,
+                                           Index seen, T* RBAR_RESTRICT later, double* dfrequency, double* dstrength) {
+  constexpr Index L = lanes<T>, width = oscillator_columns<T>;
+  const OscillatorSteps steps = block.steps;
+  const Batch<T> dt = broadcast(static_cast<T>(steps.step_size));
+  detail::Columns<T> sum_frequency, sum_strength;
+  for (Index r = 0; r < oscillator_registers; ++r) sum_frequency.at[r] = sum_strength.at[r] = zero<T>();
+  for (Index t = tokens; t-- > 0;) {
+    const Batch<T> inverse = broadcast(T(1) / static_cast<T>(seen + t + 1));
+    detail::Columns<T> pull = detail::load_columns(block.strength, width);
+    for (Batch<T>& p : pull.at) p = p * inverse;
+    detail::Columns<T> dangle = detail::load_columns(dtheta + t * stride, columns);
+    // dvelocity -> dy of one evaluation.
+    const auto field_backward = [&](Index evaluation, Index r, const Batch<T>& dvelocity) {
+      const T* from = record + (t * steps.evaluations() + evaluation) * 4 * width + r * L;
+      T* sum = later + evaluation * 2 * width + r * L;
+      const Batch<T> c = load(from), s = load(from + width);
+      const Batch<T> cosines = load(from + 2 * width), sines = load(from + 3 * width);
+      const Batch<T> p = dvelocity * pull.at[r];
+      sum_frequency.at[r] = sum_frequency.at[r] + dvelocity;
+      sum_strength.at[r] = multiply_add(dvelocity * inverse, sines * c - cosines * s, sum_strength.at[r]);
+      const Batch<T> later_cosine = multiply_add(p, c, load(sum)), later_sine = multiply_add(p, s, load(sum + width));
+      store(sum, later_cosine);
+      store(sum + width, later_sine);
+      return multiply_add(c, later_cosine - p * cosines, s * (later_sine - p * sines));
+    };
+    for (Index step = steps.steps; step-- > 0;) {
+      if (!steps.runge_kutta) {
+        for (Index r = 0; r < oscillator_registers; ++r)
+          dangle.at[r] = dangle.at[r] + field_backward(step, r, dt * dangle.at[r]);
+        continue;
+      }
+      detail::Columns<T> dvelocity, dstart = dangle;
+      for (Index stage = 4; stage-- > 0;) {
+        const Batch<T> weight = broadcast(static_cast<T>(detail::rk_weight[stage])) * dt;
+        const Batch<T> reach = broadcast(static_cast<T>(stage < 3 ? detail::rk_reach[stage] : 0.0)) * dt;
+        for (Index r = 0; r < oscillator_registers; ++r) {
+          // Velocity k enters the step and, but for the last, the next stage's angles; dvelocity holds those's
+          // gradient.
+          const Batch<T> from_step = weight * dangle.at[r];
+          const Batch<T> dv = stage < 3 ? multiply_add(reach, dvelocity.at[r], from_step) : from_step;
+          dvelocity.at[r] = field_backward(step * 4 + stage, r, dv);
+          dstart.at[r] = dstart.at[r] + dvelocity.at[r];
+        }
+      }
+      dangle = dstart;
+    }
+    detail::store_columns(dtheta + t * stride, dangle, columns);
+  }
+  alignas(64) T sum[L];
+  for (Index r = 0; r < oscillator_registers; ++r) {
+    store(sum, sum_frequency.at[r]);
+    for (Index lane = 0; lane < L; ++lane) dfrequency[r * L + lane] += static_cast<double>(sum[lane]);
+    store(sum, sum_strength.at[r]);
+    for (Index lane = 0; lane < L; ++lane) dstrength[r * L + lane] += static_cast<double>(sum[lane]);
   }
 }
 
@@ -232,45 +297,37 @@ RBAR_NOINLINE void advance_all(const OscillatorBlock<T>& block, T* RBAR_RESTRICT
   }
 }
 
-// The vjp of one evaluation of the field at y [tokens, oscillator_columns]:
-//   dy += (∂velocity/∂y)ᵀ dvelocity,  dω += Σ_t dvelocity,  dK += Σ_t dvelocity·(S cos θ − C sin θ)/n.
-// With p_t = K·dvelocity_t/n_t: directly dy_t −= p_t(S_t sin θ_t + C_t cos θ_t), and through the sums
-//   dy_t += cos θ_t·Σ_u p_u cos θ_u + sin θ_t·Σ_u p_u sin θ_u   over the positions u whose field t is part of.
-// `causal`: those are u >= t. `work`: four blocks of scratch. dω and dK are doubles [oscillator_columns].
+// The vjp of one evaluation of the field of advance_all at y [tokens, oscillator_columns]:
+//   dy += (∂velocity/∂y)ᵀ dvelocity,  dω += Σ_t dvelocity,  dK += Σ_t dvelocity·(S cos θ − C sin θ)/n,
+// as in advance_causal_backward, but every position is part of every field. `work`: two blocks of scratch. dω and dK
+// are doubles [oscillator_columns].
 template <class T>
-RBAR_NOINLINE void oscillator_field_backward(const OscillatorBlock<T>& block, bool causal, Index tokens,
-                                             const T* RBAR_RESTRICT y, const T* RBAR_RESTRICT dvelocity,
-                                             T* RBAR_RESTRICT dy, double* dfrequency, double* dstrength,
-                                             T* RBAR_RESTRICT work) {
+RBAR_NOINLINE void oscillator_field_backward(const OscillatorBlock<T>& block, Index tokens, const T* RBAR_RESTRICT y,
+                                             const T* RBAR_RESTRICT dvelocity, T* RBAR_RESTRICT dy, double* dfrequency,
+                                             double* dstrength, T* RBAR_RESTRICT work) {
   constexpr Index L = lanes<T>, width = oscillator_columns<T>;
   const Index size = tokens * width;
-  T *cosine = work, *sine = work + size, *p_cosine = work + 2 * size, *p_sine = work + 3 * size;
+  T *cosine = work, *sine = work + size;
+  const Batch<T> inverse = broadcast(T(1) / static_cast<T>(tokens));
   for (Index r = 0; r < width; r += L) {
-    const Batch<T> strength = load(block.strength + r);
-    Batch<T> cosines = zero<T>(), sines = zero<T>();
+    const Batch<T> pull = load(block.strength + r) * inverse;
+    Batch<T> cosines = zero<T>(), sines = zero<T>(), later_cosine = zero<T>(), later_sine = zero<T>();
     for (Index i = r; i < size; i += width) {
       const Phasor<T> z = angle_phasor(load(y + i));
       store(cosine + i, z.cosine);
       store(sine + i, z.sine);
-      if (!causal) cosines = cosines + z.cosine, sines = sines + z.sine;
+      cosines = cosines + z.cosine;
+      sines = sines + z.sine;
+      const Batch<T> p = load(dvelocity + i) * pull;
+      later_cosine = multiply_add(p, z.cosine, later_cosine);
+      later_sine = multiply_add(p, z.sine, later_sine);
     }
-    Batch<T> sum_frequency = zero<T>(), sum_strength = zero<T>(), later_cosine = zero<T>(), later_sine = zero<T>();
-    for (Index t = 0, i = r; t < tokens; ++t, i += width) {
-      const Batch<T> c = load(cosine + i), s = load(sine + i), dv = load(dvelocity + i);
-      if (causal) cosines = cosines + c, sines = sines + s;
-      const Batch<T> inverse = broadcast(T(1) / static_cast<T>(causal ? t + 1 : tokens));
-      const Batch<T> scaled = dv * inverse, p = scaled * strength;
+    Batch<T> sum_frequency = zero<T>(), sum_strength = zero<T>();
+    for (Index i = r; i < size; i += width) {
+      const Batch<T> c = load(cosine + i), s = load(sine + i), dv = load(dvelocity + i), p = dv * pull;
       sum_frequency = sum_frequency + dv;
-      sum_strength = multiply_add(scaled, sines * c - cosines * s, sum_strength);
-      store(dy + i, load(dy + i) - p * multiply_add(sines, s, cosines * c));
-      const Batch<T> pc = p * c, ps = p * s;
-      store(p_cosine + i, pc);
-      store(p_sine + i, ps);
-      if (!causal) later_cosine = later_cosine + pc, later_sine = later_sine + ps;
-    }
-    for (Index t = tokens - 1, i = r + t * width; t >= 0; --t, i -= width) {
-      if (causal) later_cosine = later_cosine + load(p_cosine + i), later_sine = later_sine + load(p_sine + i);
-      const Batch<T> back = multiply_add(load(cosine + i), later_cosine, load(sine + i) * later_sine);
+      sum_strength = multiply_add(dv * inverse, sines * c - cosines * s, sum_strength);
+      const Batch<T> back = multiply_add(c, later_cosine - p * cosines, s * (later_sine - p * sines));
       store(dy + i, load(dy + i) + back);
     }
     alignas(64) T lanes_frequency[L], lanes_strength[L];
@@ -283,10 +340,10 @@ RBAR_NOINLINE void oscillator_field_backward(const OscillatorBlock<T>& block, bo
   }
 }
 
-// Gradient of all steps. dtheta [tokens, oscillator_columns] holds ∂L/∂(angles after the last step) and becomes
-// ∂L/∂(angles before the first). `record` is what the forward pass wrote; `work`: nine blocks of scratch.
+// The gradient of advance_all. dtheta [tokens, oscillator_columns] holds ∂L/∂(angles after the last step) and becomes
+// ∂L/∂(angles before the first). `record` is what the forward pass wrote; `work`: seven blocks of scratch.
 template <class T>
-RBAR_NOINLINE void oscillators_backward(const OscillatorBlock<T>& block, bool causal, Index tokens, const T* record,
+RBAR_NOINLINE void advance_all_backward(const OscillatorBlock<T>& block, Index tokens, const T* record,
                                         T* RBAR_RESTRICT dtheta, double* dfrequency, double* dstrength,
                                         T* RBAR_RESTRICT work) {
   constexpr Index L = lanes<T>;
@@ -301,14 +358,14 @@ RBAR_NOINLINE void oscillators_backward(const OscillatorBlock<T>& block, bool ca
     const T* y = record + step * steps.stages() * size;
     if (!steps.runge_kutta) {
       fill(dvelocity, dtheta, dt);
-      oscillator_field_backward(block, causal, tokens, y, dvelocity, dtheta, dfrequency, dstrength, field_work);
+      oscillator_field_backward(block, tokens, y, dvelocity, dtheta, dfrequency, dstrength, field_work);
       continue;
     }
     for (Index stage = 0; stage < 4; ++stage)
       fill(dvelocity + stage * size, dtheta, static_cast<T>(detail::rk_weight[stage]) * dt);
     for (Index stage = 4; stage-- > 0;) {
       std::fill_n(dstage, size, T(0));
-      oscillator_field_backward(block, causal, tokens, y + stage * size, dvelocity + stage * size, dstage, dfrequency,
+      oscillator_field_backward(block, tokens, y + stage * size, dvelocity + stage * size, dstage, dfrequency,
                                 dstrength, field_work);
       // y_stage = θ + reach·dt·k_{stage−1}.
       const Batch<T> reach = broadcast(stage > 0 ? static_cast<T>(detail::rk_reach[stage - 1]) * dt : T(0));
