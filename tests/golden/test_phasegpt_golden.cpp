@@ -4,13 +4,6 @@
 
 using namespace rbar;
 
-namespace {
-
-// The package keeps K as [heads, 1, 1].
-void copy_flat(const SafetensorsFile& file, const std::string& name, std::span<float> to) { file.copy_to(name, to); }
-
-}  // namespace
-
 TEST_CASE("phase attention gives the package's outputs, order parameters and gradients", "[golden]") {
   for (const auto& path : golden::files("phasegpt_attention")) {
     INFO(path.string());
@@ -27,7 +20,8 @@ TEST_CASE("phase attention gives the package's outputs, order parameters and gra
     config.readout = PhaseReadout::raw;
     Rng rng;
     PhaseAttention<float> layer(config, rng);
-    for (const auto& parameter : parameters_of(layer)) copy_flat(file, parameter.name, parameter.values());
+    // Flat: the package keeps K as [heads, 1, 1].
+    for (const auto& parameter : parameters_of(layer)) file.copy_to(parameter.name, parameter.values());
 
     PhaseAttention<float>::Cache cache;
     Tensor<float, 3> y, dhidden;
@@ -56,7 +50,7 @@ TEST_CASE("phase attention gives the package's outputs, order parameters and gra
         }
     for (const CoherenceTarget target : {CoherenceTarget::ceiling, CoherenceTarget::center, CoherenceTarget::band}) {
       float expected = 0;
-      copy_flat(file, std::string("reg.") + name_of(target), std::span<float>(&expected, 1));
+      file.copy_to(std::string("reg.") + name_of(target), std::span<float>(&expected, 1));
       INFO("mean R " << mean << ", " << name_of(target));
       CHECK(coherence_regularizer<float>(cache.angles, heads, {target}) == Approx(expected).margin(1e-7).epsilon(1e-3));
     }

@@ -4,6 +4,7 @@
 #include "rbar/model/transformer.hpp"
 #include "rbar/train/flat_parameters.hpp"
 #include "support/catch.hpp"
+#include "support/passes.hpp"
 
 using namespace rbar;
 
@@ -196,6 +197,20 @@ TEST_CASE("PhaseGPT streams the numbers of the full pass") {
   }
 }
 
+TEST_CASE("PhaseGPT has the same bits for any number of threads") {
+  Rng rng(11);
+  for (const double share : {1.0, 0.3}) {
+    auto config = small_config();
+    config.phase_share = share;
+    config.max_seq_len = 90;
+    config.dropout = config.phase_noise = config.frequency_jitter = 0.1;
+    config.coherence_target = CoherenceTarget::center;
+    PhaseGPT<float>::Cache cache;
+    cache.dropout = {true, 3, 5};
+    CHECK(test::same_for_any_threads(PhaseGPT<float>(config, rng), random_tokens(3, 90, 11, rng), cache));
+  }
+}
+
 TEST_CASE("PhaseGPT's noise is drawn by step while training") {
   Rng rng(5);
   auto config = small_config();
@@ -254,6 +269,17 @@ TEST_CASE("PhaseGPT refuses what it cannot do") {
   const PhaseGPT<float> reference(config, rng);
   PhaseGPT<float>::State state;
   CHECK_THROWS_WITH(reference.step(random_tokens(1, 2, 11, rng), logits, state), ContainsText("causality"));
+  for (const char* where : {"", "1", "0,2"}) {
+    auto streaming = small_config();
+    streaming.phase_layer_idx = where;
+    const PhaseGPT<float> streamed(streaming, rng);
+    PhaseGPT<float>::State stream;
+    streamed.step(random_tokens(2, 19, 11, rng), logits, stream);
+    CHECK_THROWS_WITH(streamed.step(random_tokens(2, 2, 11, rng), logits, stream), ContainsText("max_seq_len"));
+    CHECK_THROWS_AS(streamed.step(random_tokens(3, 1, 11, rng), logits, stream), Error);
+    streamed.step(random_tokens(2, 1, 11, rng), logits, stream);
+    CHECK(stream.position == 20);
+  }
   for (const auto spoil : {+[](PhaseGPTConfig& c) { c.vocab_size = 0; }, +[](PhaseGPTConfig& c) { c.dropout = 1; },
                            +[](PhaseGPTConfig& c) { c.phase_share = 2; }, +[](PhaseGPTConfig& c) { c.n_heads = 3; },
                            +[](PhaseGPTConfig& c) { c.max_seq_len = 0; }, +[](PhaseGPTConfig& c) { c.dt = 0; }}) {
