@@ -1,8 +1,8 @@
 // A language model on the torus: a token is d angles θ, and every layer turns them,
-//   θ = E[token]                                          E ~ U(−π, π)
-//   θ ← KuramotoAttention(θ)                              towards the circular mean of what the token attends to
+//   θ = E[token]                                           E ~ U(−π, π)
+//   θ ← KuramotoAttention(θ)                               towards the circular mean of what the token attends to
 //   θ ← θ + W_d(SiLU(W_g φ) ⊙ W_u φ),  φ = [cos θ; sin θ]  the mixing of angles
-//   logits = W_o φ + b   or   γ Σ_j cos(θ_j − E_vj)       (`readout` linear or tied)
+//   logits = W_o φ + b   or   γ Σ_j cos(θ_j − E_vj)        (`readout` linear or tied)
 // There is no norm: ‖φ‖² = d always.
 // Source: reimplementation from the abstract of "Kuramoto Attention: Synchronizing Self-Attention on the Torus", arXiv
 // 2606.11585, and its published sizes; mixing and readout are this library's choice.
@@ -91,17 +91,17 @@ struct KuramotoLayer {
   // `dangles` is the gradient of the angles after the layer and becomes that of those before it.
   void backward(Tensor<T, 3>& dangles, const DropoutState& dropout_state, std::uint64_t stream, const Cache& cache,
                 Scratch& scratch, KuramotoLayer& grad) const {
+    const Index count = cache.phasors.dimension(0), d = attention.config.d_model;
     ensure_shape(scratch.dphasors, shape_of(cache.phasors));
-    ConstMatrixView<T> dbranch = rows(std::as_const(dangles));
+    const T* dbranch = dangles.data();
     if (detail::dropout_applies(dropout_rate, dropout_state)) {
-      ensure_shape(scratch.branch, {dbranch.rows(), dbranch.cols()});
+      ensure_shape(scratch.branch, {count, d});
       std::copy_n(dangles.data(), dangles.size(), scratch.branch.data());
       dropout<T>(dropout_rate, dropout_state, stream, rows(scratch.branch));
-      mixing.backward(rows(std::as_const(scratch.branch)), rows(cache.phasors), cache.mixing, rows(scratch.dphasors),
-                      grad.mixing);
-    } else {
-      mixing.backward(dbranch, rows(cache.phasors), cache.mixing, rows(scratch.dphasors), grad.mixing);
+      dbranch = scratch.branch.data();
     }
+    mixing.backward(ConstMatrixView<T>(dbranch, count, d), rows(cache.phasors), cache.mixing, rows(scratch.dphasors),
+                    grad.mixing);
     detail::phasors_of_backward<T>(cache.phasors, scratch.dphasors, rows(dangles), /*accumulate=*/true);
     attention.backward(view(std::as_const(dangles)), cache.attention, scratch.moved, grad.attention);
     std::swap(dangles, scratch.moved);
