@@ -137,7 +137,7 @@ struct KuramotoAttention {
     for (Tensor<T, 2>* tensor : {&cache.dphasors, &cache.dquery, &cache.dkey, &cache.dvalue, &cache.dmean})
       ensure_shape(*tensor, {count, 2 * d});
     ensure_shape(cache.dquery_gate, {count, d});
-    ensure_shape(cache.dkey_gate, {count, d});
+    if (config.gate == TorusGate::query_key) ensure_shape(cache.dkey_gate, {count, d});
     const Index chunk = rows_per_chunk(), chunks = (count + chunk - 1) / chunk;
     ensure_shape(cache.partial, {chunks, heads + d});
     cache.partial.setZero();
@@ -194,6 +194,7 @@ struct KuramotoAttention {
     const Index batch = angles.dimension(0), tokens = angles.dimension(1);
     ensure_shape(moved, shape_of(angles));
     state.keys.reserve(batch, 2 * config.d_model, tokens);
+    if (tokens == 0) return;
     Cache& scratch = state.scratch;
     prepare(angles, state.position, state.keys.capacity(), scratch);
     for (Index n = 0; n < batch * tokens; ++n)
