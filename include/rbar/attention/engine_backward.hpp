@@ -40,6 +40,7 @@ struct BackwardTile {
   bool gathered;  // these four in scratch
   alignas(64) typename Values::template Table<Values::query_count, QueryTile<T>::max_rows> dquery_values;
   alignas(64) typename Values::template Table<Values::key_count, max_tile_keys> dkey_values;
+  alignas(64) typename Values::template Table<Values::key_count, max_tile_keys * lanes> dkey_sums;  // of every lane
   alignas(64) T scale[QueryTile<T>::max_rows];
   alignas(64) T shift[QueryTile<T>::max_rows];                          // −lse·log2 e
   alignas(64) T delta[QueryTile<T>::max_rows];                          // δ
@@ -187,32 +188,36 @@ struct BackwardTile {
 
   // In place: dot products become P, dP becomes dS.
   void differentiate(const Strip& strip, Index first) {
-    for (Index j = strip.first; j < strip.first + strip.count; ++j) {
-      const auto key_lanes = values.key_lanes(j);
-      typename Values::KeyLanes dkey_lanes;
-      dkey_lanes.fill(simd::zero<T>());
-      for (Index v = strip.vector_begin; v < strip.vector_end; ++v) {
+    for (Index v = strip.vector_begin; v < strip.vector_end; ++v) {
+      const auto lane_values = values.query_lanes(v);
+      const auto row_shift = simd::load(shift + v * lanes), row_delta = simd::load(delta + v * lanes);
+      typename Values::QueryLanes dlane_values;
+      for (std::size_t i = 0; i < Values::query_count; ++i)
+        dlane_values[i] = simd::load(dquery_values[i].data() + v * lanes);
+      for (Index j = strip.first; j < strip.first + strip.count; ++j) {
+        const auto key_lanes = values.key_lanes(j);
+        typename Values::KeyLanes dkey_lanes;  // over the vectors so far
+        for (std::size_t i = 0; i < Values::key_count; ++i)
+          dkey_lanes[i] = v > strip.vector_begin ? simd::load(dkey_sums[i].data() + j * lanes) : simd::zero<T>();
         const auto at = tile.lanes_at(v, views.key, first + j);
-        const auto lane_values = values.query_lanes(v);
-        typename Values::QueryLanes dlane_values;
-        for (std::size_t i = 0; i < Values::query_count; ++i)
-          dlane_values[i] = simd::load(dquery_values[i].data() + v * lanes);
         T* p_at = probabilities + j * tile.width() + v * lanes;
         T* ds_at = dscores + j * tile.width() + v * lanes;
         const auto dot = simd::load(p_at);
         const auto logit = score.logit(dot, lane_values, key_lanes, at);
-        auto p = simd::exp2(
-            simd::multiply_add(logit, simd::broadcast(std::numbers::log2e_v<T>), simd::load(shift + v * lanes)));
+        auto p = simd::exp2(simd::multiply_add(logit, simd::broadcast(std::numbers::log2e_v<T>), row_shift));
         if (strip.masked) p = xsimd::select(tile.visible(mask, v, first, j), p, simd::zero<T>());
-        const auto dlogit = p * (simd::load(ds_at) - simd::load(delta + v * lanes));
+        const auto dlogit = p * (simd::load(ds_at) - row_delta);
         simd::store(p_at, p);
         simd::store(ds_at, score.vjp(dlogit, dot, lane_values, key_lanes, at, dlane_values, dkey_lanes, gradient));
-        for (std::size_t i = 0; i < Values::query_count; ++i)
-          simd::store(dquery_values[i].data() + v * lanes, dlane_values[i]);
+        for (std::size_t i = 0; i < Values::key_count; ++i)
+          simd::store(dkey_sums[i].data() + j * lanes, dkey_lanes[i]);
       }
-      for (std::size_t i = 0; i < Values::key_count; ++i)
-        dkey_values[i][static_cast<std::size_t>(j)] += simd::reduce_add(dkey_lanes[i]);
+      for (std::size_t i = 0; i < Values::query_count; ++i)
+        simd::store(dquery_values[i].data() + v * lanes, dlane_values[i]);
     }
+    for (std::size_t i = 0; i < Values::key_count; ++i)
+      for (Index j = strip.first; j < strip.first + strip.count; ++j)
+        dkey_values[i][static_cast<std::size_t>(j)] += simd::reduce_add(simd::load(dkey_sums[i].data() + j * lanes));
   }
 };
 

@@ -58,8 +58,13 @@ struct PhaseScore {
   }
 };
 
-// What a row's sums mean, in the order of the score's query values. ∂logit/∂τ needs none of its own:
-//   Σ_j dlogit·logit = λ cos φ·[0] + λ sin φ·[1] + (1 − λ)·[2].
+// What a row sums up over its keys, in the order of the score's query values. ∂logit/∂τ needs no sum of its own, as
+// Σ_j dlogit_ij·logit_ij is a combination of these three.
+template <class T>
+RBAR_INLINE T sum_of_logits(T gate, T cosine, T sine, const T* sums) {
+  return gate * (cosine * sums[0] + sine * sums[1]) + (T(1) - gate) * sums[2];
+}
+
 // The key sums are the caller's, and start at 0.
 template <class T>
 struct PhaseScoreGradient {
