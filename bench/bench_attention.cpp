@@ -3,7 +3,9 @@
 // cache. `speedup` is over the same tiles made of Eigen products, of a score functor over the dot product (1: free), of
 // decoding over the plain loop. The whole run takes about a minute on a core of 100 GFLOP/s.
 #include "rbar/attention/engine.hpp"
+#include "rbar/attention/multi_head_attention.hpp"
 #include "rbar/core/random.hpp"
+#include "rbar/kuramoto/phase_modulated_attention.hpp"
 #include "support.hpp"
 
 #include <cmath>
@@ -43,11 +45,11 @@ struct Setting {
     attend<float>(heads_view(std::as_const(query), heads), heads_view(std::as_const(key), heads),
                   heads_view(std::as_const(value), heads), s, mask, heads_view(output, heads), lse.data());
   }
-  template <class Score, class Mask>
-  void backward(const Score& s, const Mask& mask) {
+  template <class Score, class Mask, class Gradient = NoScoreGradient>
+  void backward(const Score& s, const Mask& mask, Gradient gradient = {}) {
     attend_backward<float>(heads_view(query, heads), heads_view(key, heads), heads_view(value, heads),
                            heads_view(output, heads), heads_view(doutput, heads), lse.data(), s, mask,
-                           heads_view(dquery, heads), heads_view(dkey, heads), heads_view(dvalue, heads));
+                           heads_view(dquery, heads), heads_view(dkey, heads), heads_view(dvalue, heads), gradient);
   }
 };
 
@@ -119,25 +121,6 @@ struct SheafScore {
   }
 };
 
-// s·(λ cos(φ_i − ψ_j) + 1 − λ)/τ_i, the temperature folded into q.
-struct PhaseScore {
-  static constexpr int query_values = 2, key_values = 2;  // λ cos φ, λ sin φ and cos ψ, sin ψ
-  const float* phase;                                     // [row], of queries and of keys
-  float strength, scale;
-
-  double query_scale(const QueryIndex&) const { return scale; }
-  void load_query(const QueryIndex& query, float* values) const {
-    values[0] = strength * std::cos(phase[query.row]), values[1] = strength * std::sin(phase[query.row]);
-  }
-  void load_key(const KeyIndex& key, float* values) const {
-    values[0] = std::cos(phase[key.row]), values[1] = std::sin(phase[key.row]);
-  }
-  template <class B>
-  B logit(const B& dot, const auto& query, const auto& key, const PairLanes&) const {
-    return dot * (query[0] * key[0] + query[1] * key[1] + B(1 - strength));
-  }
-};
-
 void score_sheaf(benchmark::State& state) {
   Setting x(state.range(0), state.range(1), state.range(2));
   std::vector<float> norms(static_cast<std::size_t>(x.tokens * x.heads), static_cast<float>(x.dim));
@@ -146,15 +129,77 @@ void score_sheaf(benchmark::State& state) {
       state, {.flops = x.flops(false)}, [&] { x.forward(score, FullMask{}); },
       [&] { x.forward(x.score(), FullMask{}); });
 }
-void score_phase_modulated(benchmark::State& state) {
-  Setting x(state.range(0), state.range(1), state.range(2));
-  std::vector<float> phase(static_cast<std::size_t>(x.tokens));
-  for (Index t = 0; t < x.tokens; ++t) phase[static_cast<std::size_t>(t)] = 0.01f * static_cast<float>(t);
-  const PhaseScore score{phase.data(), 0.5f, static_cast<float>(x.score().scale)};
-  bench::measure(
-      state, {.flops = x.flops(false)}, [&] { x.forward(score, FullMask{}); },
-      [&] { x.forward(x.score(), FullMask{}); });
+// Phase-modulated attention over dot-product attention on the same numbers, causal, the two measured in turns:
+// `time_ratio` 1 would be phases for free. For the engine, forward and backward with all sums of the gradient,
+void phase_engine(benchmark::State& state, bool backward) {
+  Setting x(state.range(0), state.range(1), state.range(2)), y(x);
+  Tensor<float, 2> phasor[2], temperature(x.tokens, x.heads), row_sums(x.tokens, 3 * x.heads);
+  for (auto& part : phasor) part.resize(x.tokens, x.heads);
+  temperature.setConstant(1.1f);
+  std::vector<float> positions(static_cast<std::size_t>(2 * x.tokens)),
+      position_sums(positions.size() * std::size_t(x.heads));
+  for (Index t = 0; t < x.tokens; ++t) {
+    const float angle = 0.01f * static_cast<float>(t);
+    positions[static_cast<std::size_t>(2 * t)] = std::cos(angle);
+    positions[static_cast<std::size_t>(2 * t + 1)] = std::sin(angle);
+    for (Index h = 0; h < x.heads; ++h) {
+      phasor[0](t, h) = std::cos(angle + static_cast<float>(h));
+      phasor[1](t, h) = std::sin(angle + static_cast<float>(h));
+    }
+  }
+  const PhaseScore<float> score{phasor[0].data(), phasor[1].data(), temperature.data(), positions.data(), x.heads, 0.5f,
+                                x.score().scale};
+  x.forward(score, CausalMask{});
+  y.forward(y.score(), CausalMask{});
+  const auto ours = [&] {
+    if (!backward) return x.forward(score, CausalMask{});
+    std::fill(position_sums.begin(), position_sums.end(), 0.0f);
+    x.backward(score, CausalMask{},
+               PhaseScoreGradient<float>{row_sums.data(), position_sums.data(), x.heads, x.tokens});
+  };
+  const auto theirs = [&] { backward ? y.backward(y.score(), CausalMask{}) : y.forward(y.score(), CausalMask{}); };
+  state.counters["time_ratio"] = bench::paired_ratio(ours, theirs);
+  bench::measure(state, {.flops = (backward ? 2.5 : 1.0) * x.flops(true)}, ours);
 }
+void phase_engine_forward(benchmark::State& state) { phase_engine(state, false); }
+void phase_engine_backward(benchmark::State& state) { phase_engine(state, true); }
+
+// and for whole layers: projections, oscillators, temperatures and the gradients of all of them.
+void phase_layer(benchmark::State& state, bool backward) {
+  const Index tokens = state.range(0), heads = state.range(2), width = heads * state.range(1);
+  Rng rng(1);
+  PhaseModulatedAttentionConfig config;
+  config.d_model = width;
+  config.n_heads = heads;
+  config.max_seq_len = tokens;
+  MultiHeadAttentionConfig like;
+  like.d_model = width;
+  like.n_heads = heads;
+  like.bias = false;
+  const PhaseModulatedAttention<float> ours(config, rng);
+  const MultiHeadAttention<float> theirs(like, rng);
+  const Setting noise(tokens, width, 1);
+  Tensor<float, 3> y, other, dx, other_dx, dstate;
+  PhaseModulatedAttention<float>::Cache cache;
+  MultiHeadAttention<float>::Cache other_cache;
+  auto grad = zeros_like(ours);
+  auto other_grad = zeros_like(theirs);
+  ours.forward(noise.query, noise.key, y, cache);
+  theirs.forward(noise.query, other, other_cache);
+  const auto run = [&] {
+    backward ? ours.backward(noise.doutput, cache, dx, dstate, grad) : ours.forward(noise.query, noise.key, y, cache);
+  };
+  const auto standard = [&] {
+    backward ? theirs.backward(noise.doutput, other_cache, other_dx, other_grad)
+             : theirs.forward(noise.query, other, other_cache);
+  };
+  state.counters["time_ratio"] = bench::paired_ratio(run, standard);
+  const double projections = 8.0 * static_cast<double>(tokens * width * width);
+  const double pairs = 4.0 * static_cast<double>(width) * static_cast<double>(tokens * (tokens + 1) / 2);
+  bench::measure(state, {.flops = backward ? 2 * projections + 2.5 * pairs : projections + pairs}, run);
+}
+void phase_layer_forward(benchmark::State& state) { phase_layer(state, false); }
+void phase_layer_backward(benchmark::State& state) { phase_layer(state, true); }
 
 // One new token: range(0) cached tokens, range(2) query heads on range(3) K/V heads. Counted in bytes of the cache
 // read; the reference is the plain loop.
@@ -208,6 +253,10 @@ void one_shape(benchmark::internal::Benchmark* b) {
   b->ArgNames({"tokens", "dim", "heads"})->Args({1024, 64, 8});
   bench::standard(b);
 }
+void phase_shapes(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"tokens", "dim", "heads"})->Args({1024, 64, 8})->Args({4096, 64, 8});
+  b->UseManualTime()->Iterations(3)->Unit(benchmark::kMicrosecond);
+}
 void caches(benchmark::internal::Benchmark* b) {
   b->ArgNames({"tokens", "dim", "heads", "kv_heads"});
   for (const Index tokens : {256, 1024, 4096})
@@ -216,7 +265,10 @@ void caches(benchmark::internal::Benchmark* b) {
 }
 
 BENCHMARK(score_sheaf)->Apply(one_shape);
-BENCHMARK(score_phase_modulated)->Apply(one_shape);
+BENCHMARK(phase_engine_forward)->Apply(phase_shapes);
+BENCHMARK(phase_engine_backward)->Apply(phase_shapes);
+BENCHMARK(phase_layer_forward)->Apply(phase_shapes);
+BENCHMARK(phase_layer_backward)->Apply(phase_shapes);
 BENCHMARK(decode)->Apply(caches);
 
 }  // namespace
