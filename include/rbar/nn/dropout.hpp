@@ -5,7 +5,7 @@
 #pragma once
 
 #include "rbar/core/parallel.hpp"
-#include "rbar/core/random.hpp"
+#include "rbar/core/philox.hpp"
 #include "rbar/core/tensor.hpp"
 
 #include <algorithm>
@@ -23,37 +23,16 @@ namespace detail {
 
 // Fates are drawn with 16 bits: one Philox block of 128 bits decides eight elements.
 inline constexpr Index dropout_elements_per_block = 8;
-inline constexpr Index dropout_blocks = 32;  // computed together, so that the compiler uses vectors
-inline constexpr Index dropout_group = dropout_elements_per_block * dropout_blocks;
+inline constexpr Index dropout_group = dropout_elements_per_block * static_cast<Index>(philox_batch);
 
-// fates[8·i … 8·i + 7] are the halves of the four words of Philox block first + i: the numbers of
-// philox4x32, a block a lane.
+// fates[8·i … 8·i + 7] are the halves of the four words of Philox block first + i.
 inline void dropout_fates(std::uint64_t seed, std::uint64_t stream, std::uint64_t first, std::uint16_t* fates) {
-  constexpr std::size_t blocks = static_cast<std::size_t>(dropout_blocks);
-  std::uint32_t word[4][blocks];
-  for (std::size_t i = 0; i < blocks; ++i) {
-    word[0][i] = static_cast<std::uint32_t>(first + i);
-    word[1][i] = static_cast<std::uint32_t>((first + i) >> 32);
-    word[2][i] = static_cast<std::uint32_t>(stream);
-    word[3][i] = static_cast<std::uint32_t>(stream >> 32);
-  }
-  std::uint32_t key0 = static_cast<std::uint32_t>(seed), key1 = static_cast<std::uint32_t>(seed >> 32);
-  for (int round = 0; round < 10; ++round) {
-    for (std::size_t i = 0; i < blocks; ++i) {
-      const std::uint64_t product0 = std::uint64_t{0xD2511F53u} * word[0][i];
-      const std::uint64_t product1 = std::uint64_t{0xCD9E8D57u} * word[2][i];
-      word[0][i] = static_cast<std::uint32_t>(product1 >> 32) ^ word[1][i] ^ key0;
-      word[1][i] = static_cast<std::uint32_t>(product1);
-      word[2][i] = static_cast<std::uint32_t>(product0 >> 32) ^ word[3][i] ^ key1;
-      word[3][i] = static_cast<std::uint32_t>(product0);
-    }
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
-  }
-  for (std::size_t i = 0; i < blocks; ++i)
+  std::uint32_t words[4][philox_batch];
+  philox_blocks(seed, stream, first, words);
+  for (std::size_t i = 0; i < philox_batch; ++i)
     for (std::size_t w = 0; w < 4; ++w) {
-      fates[8 * i + 2 * w] = static_cast<std::uint16_t>(word[w][i]);
-      fates[8 * i + 2 * w + 1] = static_cast<std::uint16_t>(word[w][i] >> 16);
+      fates[8 * i + 2 * w] = static_cast<std::uint16_t>(words[w][i]);
+      fates[8 * i + 2 * w + 1] = static_cast<std::uint16_t>(words[w][i] >> 16);
     }
 }
 
