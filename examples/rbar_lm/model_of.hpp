@@ -135,7 +135,11 @@ M make_model(const nlohmann::json& settings, std::uint64_t seed) {
   nlohmann::json config = rbar::to_json(Config{});
   for (const auto& [name, value] : small_model.items())
     if (config.contains(name)) config[name] = value;
-  config.update(settings);
+  // A word of the command line such as 7 is a number, and text where the field is (a list of layers).
+  for (const auto& [name, value] : settings.items()) {
+    const bool text = config.contains(name) && config[name].is_string() && value.is_number();
+    config[name] = text ? nlohmann::json(value.dump()) : value;
+  }
   rbar::Rng rng(seed);
   return M(rbar::from_json<Config>(config), rng);
 }

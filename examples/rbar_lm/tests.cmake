@@ -33,6 +33,12 @@ rbar_lm_test("lanes cgt" 0 "\"shares\":{\"reflex\":[0-9.]+" lanes --from cgt --p
 set_tests_properties("rbar_lm: lanes cgt" PROPERTIES FIXTURES_REQUIRED cgt)
 rbar_lm_test("lanes of a model without lanes" 2 "such as cgt, got standard" lanes --from standard --prompt rbar)
 set_tests_properties("rbar_lm: lanes of a model without lanes" PROPERTIES FIXTURES_REQUIRED standard)
+rbar_lm_test("train phasegpt" 0 "\"causal\":true" train --model phasegpt --text ${text} --steps 2 --batch 2
+             --context 16 ${tiny} --phase_layer_idx 0 --n_oscillators 4 --out phasegpt --json)
+rbar_lm_test("a phase layer that is not there" 2 "phase_layer_idx" train --model phasegpt --text ${text} ${tiny}
+             --phase_layer_idx 0,1)
+rbar_lm_test("phasegpt as published leaks" 1 "\"causal\":false" audit --model phasegpt ${tiny} --phase_layer_idx 0
+             --causality reference --json)
 rbar_lm_test("train kuramoto" 0 "\"causal\":true" train --model kuramoto --text ${text} --steps 2 --batch 2
              --context 16 ${tiny} --gate static --readout tied --out kuramoto --json)
 rbar_lm_test("resume" 0 "\"steps\":6" train --text ${text} --steps 6 --batch 2 --context 16 --out standard --resume
