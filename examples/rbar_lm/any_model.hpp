@@ -32,13 +32,14 @@ struct TrainingRun {
   std::filesystem::path csv;     // log, a line a step; empty: none
   std::filesystem::path folder;  // of model and checkpoint; empty: nothing is written
   bool resume = false;           // go on from the checkpoint in `folder`
-  bool allow_changes = false;    // ... even if `config` is not the run\'s
+  bool allow_changes = false;    // ... even if `config` is not the run's
   bool quiet = false;            // no progress on the terminal
 };
 
 struct TrainingResult {
-  double seconds = 0;  // spent in training steps
-  Index tokens = 0;    // seen by them
+  double seconds = 0;         // spent in training steps
+  Index tokens = 0;           // seen by them
+  std::uint64_t windows = 0;  // drawn from the text since the run began
   rbar::Evaluation validation;
 };
 

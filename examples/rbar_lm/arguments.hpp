@@ -1,7 +1,7 @@
 // What the command line said, in plain data.
 #pragma once
 
-#include "rbar/train/trainer.hpp"
+#include "training.hpp"
 
 #include <cstdint>
 #include <string>
@@ -26,9 +26,8 @@ struct Arguments {
   std::string vocabulary, merges;  // GPT-2's encoder.json and vocab.bpe
   std::string split = "validation";
 
-  rbar::TrainingConfig training;
+  TrainingOptions training;
   bool context_given = false;
-  Index validate_every = 0, save_every = 0;
   std::string out, csv;
   bool resume = false, allow_changes = false;
 
@@ -41,6 +40,10 @@ struct Arguments {
   Index audit_trials = 16;
   std::string html;  // file for the lane report
 
+  std::string plan;     // of a sweep
+  int jobs = 1;         // runs at once
+  bool report = false;  // only the tables
+
   std::uint64_t seed = 1;
   int threads = 0;  // 0: all cores
   bool json = false, quiet = false;
@@ -52,5 +55,6 @@ int generate(const Arguments&);
 int audit(const Arguments&);
 int inspect(const Arguments&);
 int lanes(const Arguments&);
+int sweep(const Arguments&);
 
 }  // namespace rbar_lm

@@ -1,7 +1,6 @@
 // The commands, over models and tokenizers whose types are chosen at run time.
 #include "any_model.hpp"
 #include "arguments.hpp"
-#include "text.hpp"
 
 #include "rbar/audit/lane_report_html.hpp"
 #include "rbar/io/file.hpp"
@@ -69,43 +68,21 @@ rbar::CausalityReport report_causality(const AnyModel& model, const Arguments& a
   return model.causality({.trials = a.audit_trials, .seed = a.seed});
 }
 
-double bytes_per_token(const AnyTokenizer& tokenizer, rbar::TokenSpan tokens) {
-  return tokens.empty() ? 1 : static_cast<double>(tokenizer.decode(tokens).size()) / static_cast<double>(tokens.size());
-}
-
 }  // namespace
 
 int train(const Arguments& a) {
   rbar::require(!a.resume || !a.out.empty(), "arguments", "--resume", "--out, the folder to go on from", "no --out");
   const std::string text = read_text(a.text);
-  const AnyTokenizer tokenizer =
-      a.resume ? load_tokenizer(a.out) : make_tokenizer(a.tokenizer, text, a.vocabulary, a.merges);
-  const rbar::TokenDataset data(tokenizer.encode(text));
-
-  nlohmann::json settings = settings_of(a);
-  settings["vocab_size"] = tokenizer.vocabulary;
-  if (!settings.contains("max_seq_len")) settings["max_seq_len"] = a.training.window;
-  const auto model = a.resume ? load_model(a.out) : family(a.model).create(settings, a.seed);
-
-  TrainingRun run;
-  run.train = data.train();
-  run.validation = data.validation();
-  run.config = a.training;
-  run.validate_every = a.validate_every;
-  run.save_every = a.save_every;
-  run.bytes_per_token = bytes_per_token(tokenizer, data.validation());
-  run.csv = a.csv;
-  run.folder = a.out;
-  run.resume = a.resume;
-  run.allow_changes = a.allow_changes;
-  run.quiet = a.quiet;
-  if (!a.out.empty() && !a.resume) {
-    model->save(a.out);
-    tokenizer.save(a.out);
-  }
-  const TrainingResult result = model->train(run);
+  const nlohmann::json settings = settings_of(a);
+  const Corpus corpus(a.resume ? load_tokenizer(a.out) : make_tokenizer(a.tokenizer, text, a.vocabulary, a.merges),
+                      text);
+  const Index window = a.training.config.window;
+  const auto model = a.resume ? load_model(a.out) : fresh_model(a.model, settings, corpus, window, a.seed);
+  const TrainingResult result = rbar_lm::train(
+      *model, corpus, a.training,
+      {.folder = a.out, .csv = a.csv, .resume = a.resume, .allow_changes = a.allow_changes, .quiet = a.quiet});
   const double speed = result.seconds > 0 ? static_cast<double>(result.tokens) / result.seconds : 0;
-  const double share = attention_share(*model, data.validation(), a.training.window);
+  const double share = attention_share(*model, corpus.data.validation(), window);
 
   std::printf("parameters   %lld\n", static_cast<long long>(count_parameters(*model)));
   std::printf("training     %lld tokens in %.1f s: %.0f tokens/s\n", static_cast<long long>(result.tokens),
@@ -116,15 +93,15 @@ int train(const Arguments& a) {
   json["text"] = a.text;
   json["tokenizer"] = a.tokenizer;
   json["parameters"] = count_parameters(*model);
-  json["steps"] = a.training.steps;
-  json["batch"] = a.training.batch_size;
-  json["context"] = a.training.window;
+  json["steps"] = a.training.config.steps;
+  json["batch"] = a.training.config.batch_size;
+  json["context"] = window;
   json["seed"] = a.seed;
   json["threads"] = rbar::num_threads();
   add_evaluation(json, result.validation);
   json["tokens_per_s"] = speed;
   json["attention_share"] = share;
-  json["flops_per_token"] = model->flops_per_token(a.training.window, share);
+  json["flops_per_token"] = model->flops_per_token(window, share);
   if (a.json) {
     const auto causality = report_causality(*model, a);
     json["causality_leak"] = causality.leak;
@@ -141,7 +118,7 @@ int eval(const Arguments& a) {
   const rbar::TokenDataset data(tokenizer.encode(read_text(a.text)));
   const rbar::TokenSpan tokens = a.split == "all" ? data.tokens() : data.validation();
   rbar::EvaluationOptions options;
-  options.window = a.context_given ? a.training.window : model->longest_context();
+  options.window = a.context_given ? a.training.config.window : model->longest_context();
   options.bytes_per_token = bytes_per_token(tokenizer, tokens);
   const rbar::Evaluation evaluation = model->evaluate(tokens, options);
   print_evaluation(evaluation);

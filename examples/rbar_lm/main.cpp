@@ -1,7 +1,9 @@
 // rbar_lm: train, evaluate, sample, audit and inspect language models from the command line.
 //   rbar_lm train --model cort --text shakespeare.txt --tokenizer chars --steps 1500 --out run
 //   rbar_lm generate --from run --prompt "ROMEO:"
-// Exit code 0: fine; 1: `audit` found a leak; 2: bad arguments or files, said in one line on stderr.
+//   rbar_lm sweep plan.json --out runs --jobs 2
+// Exit code 0: fine; 1: `audit` found a leak, or a run of a sweep failed; 2: bad arguments or files, said in one line
+// on stderr.
 #include "arguments.hpp"
 
 #include "rbar/core/parallel.hpp"
@@ -43,8 +45,7 @@ void add_text(CLI::App& command, Arguments& a) {
 }
 
 void add_training(CLI::App& command, Arguments& a) {
-  rbar::TrainingConfig& t = a.training;
-  t.optimizer.learning_rate = 1e-3;
+  rbar::TrainingConfig& t = a.training.config;
   command.add_option("--tokenizer", a.tokenizer, "bytes, chars, or bpe with its two files")->capture_default_str();
   command.add_option("--bpe-vocabulary", a.vocabulary, "encoder.json of GPT-2");
   command.add_option("--bpe-merges", a.merges, "vocab.bpe of GPT-2");
@@ -73,13 +74,23 @@ void add_training(CLI::App& command, Arguments& a) {
   command.add_option("--min-ratio", t.schedule.min_ratio, "Share of the peak where the cosine ends")
       ->capture_default_str();
   command.add_option("--clip", t.clip_norm, "Largest norm of the gradient (0: no clipping)")->capture_default_str();
-  command.add_option("--validate-every", a.validate_every, "Steps between validations (0: only at the end)");
-  command.add_option("--save-every", a.save_every, "Steps between checkpoints in --out (0: only at the end)");
+  command.add_option("--validate-every", a.training.validate_every, "Steps between validations (0: only at the end)");
+  command.add_option("--save-every", a.training.save_every, "Steps between checkpoints in --out (0: only at the end)");
   command.add_option("--out", a.out, "Folder for the model, its tokenizer and the checkpoint");
   command.add_flag("--resume", a.resume, "Go on from the checkpoint in --out: bit for bit the uninterrupted run");
   command.add_flag("--allow-changes", a.allow_changes,
                    "With --resume: other options than the run had, such as more steps");
   command.add_option("--csv", a.csv, "Log with one line a step");
+}
+
+void add_sweep(CLI::App& command, Arguments& a) {
+  command.add_option("--out", a.out, "Folder of the runs and tables; what is finished there is not trained again")
+      ->required();
+  command.add_option("--jobs", a.jobs, "Runs at once, each on one thread; the results do not depend on it")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  command.add_flag("--allow-changes", a.allow_changes, "Train runs anew that the plan has changed since");
+  command.add_flag("--report", a.report, "Only write the tables and pictures of what is there");
 }
 
 void add_sampling(CLI::App& command, Arguments& a) {
@@ -108,7 +119,7 @@ int run(int count, char** values) {
   eval_command.add_option("--split", a.split, "validation (the last 10%) or all")
       ->check(CLI::IsMember({"validation", "all"}))
       ->capture_default_str();
-  auto* eval_context = eval_command.add_option("--context", a.training.window, "Tokens in a window");
+  auto* eval_context = eval_command.add_option("--context", a.training.config.window, "Tokens in a window");
 
   CLI::App& generate_command = *app.add_subcommand("generate", "Continue a prompt");
   add_saved_model(generate_command, a);
@@ -131,12 +142,18 @@ int run(int count, char** values) {
   lanes_command.add_option("--prompt", a.prompt, "Text to look at")->required();
   lanes_command.add_option("--html", a.html, "Write the report as one HTML file, too");
 
+  CLI::App& sweep_command = *app.add_subcommand("sweep", "Train all runs of a plan on the same data and compare them");
+  sweep_command.add_option("plan", a.plan, "JSON file: text, seeds, train, runs")->required();
+  sweep_command.add_option("--text", a.text, "Text file instead of the plan's");
+  add_sweep(sweep_command, a);
+
   struct Command {
     CLI::App* app;
     int (*run)(const Arguments&);
   };
   const Command commands[] = {{&train_command, train}, {&eval_command, eval},       {&generate_command, generate},
-                              {&audit_command, audit}, {&inspect_command, inspect}, {&lanes_command, lanes}};
+                              {&audit_command, audit}, {&inspect_command, inspect}, {&lanes_command, lanes},
+                              {&sweep_command, sweep}};
   for (const Command& command : commands) add_common(*command.app, a);
 
   try {
@@ -147,7 +164,7 @@ int run(int count, char** values) {
     return 2;
   }
   a.context_given = eval_context->count() > 0;
-  a.training.seed = a.seed;
+  a.training.config.seed = a.seed;
   rbar::set_num_threads(a.threads > 0 ? a.threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
   for (const Command& command : commands) {
     if (!command.app->parsed()) continue;

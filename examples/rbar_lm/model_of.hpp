@@ -76,6 +76,7 @@ class ModelOf final : public AnyModel {
       if (report.last()) save(run.folder);
     };
     trainer.train(run.train, measure, evaluation, remember, log, show, save_run);
+    result.windows = trainer.state.windows.drawn;
     if (result.tokens == 0) result.validation = rbar::evaluate(model_, run.validation, options);
     return result;
   }

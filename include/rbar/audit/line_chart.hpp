@@ -71,7 +71,10 @@ struct ChartAxis {
     const double margin = (high - low) * room;
     low -= margin, high += margin;
   }
-  double pixel(double value) const { return first + (last - first) * (scale(value) - low) / (high - low); }
+  // What is far outside is kept where every reader of SVG can still count.
+  double pixel(double value) const {
+    return first + (last - first) * std::clamp((scale(value) - low) / (high - low), -100.0, 100.0);
+  }
 
   struct Tick {
     double value = 0;
@@ -88,6 +91,7 @@ struct ChartAxis {
       double size;
       const char* name;
     };
+    if (value == 0 && step >= 1) return "0";
     const double size = std::max(std::abs(value), step);
     if (size >= 1e15 || step < 1e-6) return format_line("%.3g", value);
     const Unit unit = size >= 1e9   ? Unit{1e9, "G"}
@@ -178,6 +182,7 @@ struct LineChartPicture {
     x.settle(0.02), y.settle(0.05);
     if (chart.y_low && y.shows(*chart.y_low) && y.scale(*chart.y_low) < y.high) y.low = y.scale(*chart.y_low);
     if (chart.y_high && y.shows(*chart.y_high) && y.scale(*chart.y_high) > y.low) y.high = y.scale(*chart.y_high);
+    y.settle(0);
   }
 
   std::string points(const LineSeries& series) const {

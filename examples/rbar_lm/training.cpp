@@ -1,0 +1,43 @@
+#include "training.hpp"
+
+#include <utility>
+
+namespace rbar_lm {
+
+double bytes_per_token(const AnyTokenizer& tokenizer, rbar::TokenSpan tokens) {
+  return tokens.empty() ? 1 : static_cast<double>(tokenizer.decode(tokens).size()) / static_cast<double>(tokens.size());
+}
+
+Corpus::Corpus(AnyTokenizer tokenizer_, std::string_view text)
+    : tokenizer(std::move(tokenizer_)),
+      data(tokenizer.encode(text)),
+      bytes_per_token(rbar_lm::bytes_per_token(tokenizer, data.validation())) {}
+
+std::unique_ptr<AnyModel> fresh_model(const std::string& family, nlohmann::json settings, const Corpus& corpus,
+                                      Index window, std::uint64_t seed) {
+  settings["vocab_size"] = corpus.tokenizer.vocabulary;
+  if (!settings.contains("max_seq_len")) settings["max_seq_len"] = window;
+  return rbar_lm::family(family).create(settings, seed);
+}
+
+TrainingResult train(AnyModel& model, const Corpus& corpus, const TrainingOptions& options, const RunFolder& where) {
+  TrainingRun run;
+  run.train = corpus.data.train();
+  run.validation = corpus.data.validation();
+  run.config = options.config;
+  run.validate_every = options.validate_every;
+  run.save_every = options.save_every;
+  run.bytes_per_token = corpus.bytes_per_token;
+  run.csv = where.csv;
+  run.folder = where.folder;
+  run.resume = where.resume;
+  run.allow_changes = where.allow_changes;
+  run.quiet = where.quiet;
+  if (!where.folder.empty() && !where.resume) {
+    model.save(where.folder);
+    corpus.tokenizer.save(where.folder);
+  }
+  return model.train(run);
+}
+
+}  // namespace rbar_lm
