@@ -8,7 +8,7 @@
 #include "rbar/audit/gradient_check.hpp"
 #include "rbar/audit/lane_report_html.hpp"
 #include "rbar/audit/line_chart.hpp"
-#include "rbar/audit/phase_metrics.hpp"
+#include "rbar/audit/phase_log.hpp"
 #include "rbar/audit/routing_report.hpp"
 #include "rbar/coherence/circular.hpp"
 #include "rbar/coherence/phase_coherence.hpp"

@@ -1,8 +1,11 @@
 // Every number of the metrics against its definition, written out.
-#include "rbar/audit/phase_metrics.hpp"
+#include "io/temporary_folder.hpp"
+#include "rbar/audit/phase_log.hpp"
 #include "support/catch.hpp"
 
 #include <complex>
+#include <fstream>
+#include <sstream>
 
 using namespace rbar;
 
@@ -191,4 +194,47 @@ TEST_CASE("a model without attention has no phases to measure, but an entropy") 
   CHECK(metrics.layers.empty());
   CHECK(metrics.next_token_entropy > 0);
   CHECK(metrics.R_mean == 0);
+}
+
+TEST_CASE("the log of a training run has a line a layer, and goes on after a resumption") {
+  const test::TemporaryFolder folder;
+  const auto text = random_text(200);
+  auto model = random_model<float>(small_config());
+  TrainingConfig config;
+  config.steps = 7;
+  config.batch_size = 2;
+  config.window = 9;
+  Trainer trainer(model, config);
+  const PhaseMetricsOptions options{.window = 9, .max_windows = 3};
+  const auto lines = [&] {
+    std::ifstream file(folder / "phases.csv");
+    std::vector<std::string> all;
+    for (std::string line; std::getline(file, line);) all.push_back(line);
+    return all;
+  };
+  StepReport last;
+  {
+    PhaseLog log(folder / "phases.csv", TokenSpan(text), 3, options);
+    trainer.train(text, log, [&](auto&, StepReport& report) { last = report; });
+  }
+  const auto whole = lines();
+  REQUIRE(whole.size() == 1 + 2 * 4);  // steps 1, 3, 6 and 7
+  CHECK(whole[0] == "step,layer,R_mean,coupling,temperature,gate,alpha,beta,attention_entropy");
+  const auto metrics = phase_metrics(model, TokenSpan(text), options);
+  std::istringstream line(whole[8]);
+  std::vector<double> values;
+  for (std::string cell; std::getline(line, cell, ',');) values.push_back(std::stod(cell));
+  const auto& layer = metrics.layers[1];
+  const std::vector<double> expected = {
+      7,          1,           layer.R_mean, layer.coupling,         layer.temperature,
+      layer.gate, layer.alpha, layer.beta,   layer.attention_entropy};
+  REQUIRE(values.size() == expected.size());
+  for (std::size_t i = 0; i < expected.size(); ++i) CHECK(values[i] == Approx(expected[i]).epsilon(1e-5));
+  CHECK(layer.alpha == Approx(model.pma[1].mixer.alpha(0)));
+
+  PhaseLog resumed(folder / "phases.csv", TokenSpan(text), 3, options);  // from a checkpoint after step 5
+  last.step = 6;
+  resumed(trainer, last);
+  CHECK(lines().size() == 1 + 2 * 3);
+  CHECK_THROWS_WITH(PhaseLog("x", TokenSpan(text), 0), ContainsText("every"));
 }

@@ -32,6 +32,7 @@ struct PhaseMetrics {
   struct Layer {
     double R_mean = 0;  // of what the oscillators settled on, an override of R or not; 1 in a layer without oscillators
     double coupling = 0, temperature = 0, gate = 0;  // K, τ, λ as used
+    double alpha = 0, beta = 0;                      // of τ, as learned
     double attention_entropy = 0;                    // 0 unless asked for
     Tensor<double, 2> order_parameter;               // R of every token [batch, tokens]; only of a single batch
   };
@@ -108,6 +109,10 @@ class PhaseMeter {
       layer.coupling = mean_of(cache.coupling);
       layer.temperature = mean_of(cache.temperature);
       layer.gate = cache.applied.gate.value_or(attention.gate());
+      if (attention.config.adaptive_temperature) {
+        layer.alpha = static_cast<double>(attention.alpha(0));
+        layer.beta = static_cast<double>(attention.beta(0));
+      }
       ensure_shape(layer.order_parameter, {sequences, tokens});
       for (Index n = 0; n < metrics.tokens; ++n)
         layer.order_parameter.data()[n] = static_cast<double>(cache.order_parameter(n));
@@ -183,7 +188,8 @@ PhaseMetrics phase_metrics(const PhaseModulatedAttentionLM<T>& model, TokenSpan 
     for (std::size_t l = 0; l < all.layers.size(); ++l) {
       for (const auto member :
            {&PhaseMetrics::Layer::R_mean, &PhaseMetrics::Layer::coupling, &PhaseMetrics::Layer::temperature,
-            &PhaseMetrics::Layer::gate, &PhaseMetrics::Layer::attention_entropy})
+            &PhaseMetrics::Layer::gate, &PhaseMetrics::Layer::alpha, &PhaseMetrics::Layer::beta,
+            &PhaseMetrics::Layer::attention_entropy})
         mix(all.layers[l].*member, part.layers[l].*member, share);
     }
   }

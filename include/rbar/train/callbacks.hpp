@@ -46,31 +46,27 @@ struct EarlyStopping {
   }
 };
 
-// One line a step: step,loss,gradient_norm,learning_rate,tokens_per_second,validation_nats (empty where
-// nothing was evaluated). A resumed run goes on in the same file; lines after its checkpoint are dropped,
-// so every step stands in it once.
-class CsvLog {
+// A CSV file that a run writes as it goes, its first column the step. A resumed run goes on in the same file; lines
+// after its checkpoint are dropped, so every step stands in it once.
+class StepCsv {
  public:
-  explicit CsvLog(std::filesystem::path path) : path_(std::move(path)) {}
+  StepCsv(std::filesystem::path path, std::string header) : path_(std::move(path)), header_(std::move(header)) {}
 
-  void operator()(auto& /*trainer*/, StepReport& report) {
-    if (!file_) open(report.step);
-    std::FILE* const out = file_.get();
-    std::fprintf(out, "%lld,%.9g,%.6g,%.6g,%.0f,", static_cast<long long>(report.step), report.loss,
-                 report.gradient_norm, report.learning_rate, static_cast<double>(report.tokens) / report.seconds);
-    if (report.evaluation) std::fprintf(out, "%.9g", report.evaluation->nats);
-    std::fputc('\n', out);
-    require(std::fflush(out) == 0, "CsvLog", path_.string(), "a complete write", "an error (is the disk full?)");
+  // write(file) adds the lines of this step.
+  template <class Write>
+  void append(Index step, Write&& write) {
+    if (!file_) open(step);
+    write(file_.get());
+    require(std::fflush(file_.get()) == 0, "StepCsv", path_.string(), "a complete write",
+            "an error (is the disk full?)");
   }
 
  private:
-  static constexpr const char* header = "step,loss,gradient_norm,learning_rate,tokens_per_second,validation_nats";
-
   void open(Index first_step) {
-    std::string kept = header + std::string("\n");
+    std::string kept = header_ + "\n";
     if (first_step > 1) kept += lines_before(first_step);
     file_.reset(std::fopen(path_.string().c_str(), "w"));
-    require(file_ != nullptr, "CsvLog", path_.string(), "a file that can be written", "an error on opening");
+    require(file_ != nullptr, "StepCsv", path_.string(), "a file that can be written", "an error on opening");
     std::fputs(kept.c_str(), file_.get());
   }
 
@@ -93,7 +89,28 @@ class CsvLog {
   using File = std::unique_ptr<std::FILE, Close>;
 
   std::filesystem::path path_;
+  std::string header_;
   File file_;
+};
+
+// One line a step: step,loss,gradient_norm,learning_rate,tokens_per_second,validation_nats (empty where nothing was
+// evaluated).
+class CsvLog {
+ public:
+  explicit CsvLog(std::filesystem::path path)
+      : csv_(std::move(path), "step,loss,gradient_norm,learning_rate,tokens_per_second,validation_nats") {}
+
+  void operator()(auto& /*trainer*/, StepReport& report) {
+    csv_.append(report.step, [&](std::FILE* out) {
+      std::fprintf(out, "%lld,%.9g,%.6g,%.6g,%.0f,", static_cast<long long>(report.step), report.loss,
+                   report.gradient_norm, report.learning_rate, static_cast<double>(report.tokens) / report.seconds);
+      if (report.evaluation) std::fprintf(out, "%.9g", report.evaluation->nats);
+      std::fputc('\n', out);
+    });
+  }
+
+ private:
+  StepCsv csv_;
 };
 
 }  // namespace rbar
