@@ -173,7 +173,7 @@ PhaseMetrics phase_metrics(const PhaseModulatedAttentionLM<T>& model, TokenSpan 
   TokenBatch batch;
   PhaseMetrics all;
   all.layers.resize(model.pma.size());
-  const Index most = options.max_windows > 0 ? options.max_windows : text.size();
+  const Index most = options.max_windows > 0 ? options.max_windows : static_cast<Index>(text.size());
   while (all.sequences < most && windows.next(std::min(options.batch_size, most - all.sequences), batch)) {
     const PhaseMetrics part = meter.measure(batch);
     all.tokens += part.tokens;
