@@ -82,7 +82,7 @@ struct KuramotoAttention {
     RotaryTable<T> drift;
     // Scratch of backward.
     mutable Tensor<T, 2> dphasors, dquery, dkey, dvalue, dmean, dquery_gate, dkey_gate;
-    mutable Tensor<double, 2> partial;  // [chunks, n_heads + d_model] of β and η
+    mutable Tensor<T, 2> partial;  // [chunks, n_heads + d_model] of β and η
   };
   struct State {
     KeyValueCache<T> keys;
@@ -167,10 +167,9 @@ struct KuramotoAttention {
       }
     });
     for (Index c = 0; c < chunks; ++c) {
-      for (Index h = 0; h < heads; ++h) grad.beta(h) += static_cast<T>(cache.partial(c, h));
+      for (Index h = 0; h < heads; ++h) grad.beta(h) += cache.partial(c, h);
       for (Index i = 0; i < d; ++i)  // ∂η/∂r = η(1 − η/2)
-        grad.rate_logit(i) +=
-            static_cast<T>(cache.partial(c, heads + i)) * cache.rate(i) * (T(1) - T(0.5) * cache.rate(i));
+        grad.rate_logit(i) += cache.partial(c, heads + i) * cache.rate(i) * (T(1) - T(0.5) * cache.rate(i));
     }
     if (config.gate == TorusGate::fixed) {
       detail::add_column_sums<T>(rows(std::as_const(cache.dquery_gate)), grad.fixed_gate.data());

@@ -52,24 +52,26 @@ template <class T>
 RBAR_NOINLINE void torus_gate_backward(const T* RBAR_RESTRICT phasors, const T* RBAR_RESTRICT drift_cosine,
                                        const T* RBAR_RESTRICT drift_sine, const T* RBAR_RESTRICT gate, const T* scale,
                                        const T* RBAR_RESTRICT drotated, Index heads, Index dim,
-                                       T* RBAR_RESTRICT dphasors, T* RBAR_RESTRICT dgate, double* dscale) {
+                                       T* RBAR_RESTRICT dphasors, T* RBAR_RESTRICT dgate, T* dscale) {
   for (Index h = 0; h < heads; ++h) {
-    const T *c = phasors + 2 * h * dim, *s = c + dim, *g = gate ? gate + h * dim : nullptr;
-    const T *d_c = drotated + 2 * h * dim, *d_s = d_c + dim;
-    T *to_c = dphasors + 2 * h * dim, *to_s = to_c + dim;
-    const T factor = scale ? scale[h] : T(1);
-    T sum = 0;
-    for (Index i = 0; i < dim; ++i) {
-      const T turned_c = d_c[i] * drift_cosine[i] + d_s[i] * drift_sine[i];  // turned back
-      const T turned_s = d_s[i] * drift_cosine[i] - d_c[i] * drift_sine[i];
-      const T along = turned_c * c[i] + turned_s * s[i];
-      const T size = g ? factor * g[i] : factor;
-      to_c[i] += size * turned_c;
-      to_s[i] += size * turned_s;
-      if (g) dgate[h * dim + i] = factor * along;
-      sum += g ? g[i] * along : along;
-    }
-    if (dscale) dscale[h] += static_cast<double>(sum);
+    const T *cosine = phasors + 2 * h * dim, *dcosine = drotated + 2 * h * dim;
+    T* to = dphasors + 2 * h * dim;
+    const Batch<T> factor = broadcast(scale ? scale[h] : T(1));
+    Batch<T> sum = zero<T>();
+    detail::for_registers<T>(dim, [&](Index i, Index n) {
+      const auto at = [n](const T* data) { return detail::load_up_to(data, n); };
+      const Batch<T> c = at(cosine + i), s = at(cosine + dim + i), d_c = at(dcosine + i), d_s = at(dcosine + dim + i);
+      const Batch<T> turn_c = at(drift_cosine + i), turn_s = at(drift_sine + i);
+      const Batch<T> turned_c = multiply_add(d_c, turn_c, d_s * turn_s);  // turned back
+      const Batch<T> turned_s = d_s * turn_c - d_c * turn_s;
+      const Batch<T> along = multiply_add(turned_c, c, turned_s * s);
+      const Batch<T> g = gate ? at(gate + h * dim + i) : broadcast(T(1)), size = factor * g;
+      detail::store_up_to(to + i, multiply_add(size, turned_c, at(to + i)), n);
+      detail::store_up_to(to + dim + i, multiply_add(size, turned_s, at(to + dim + i)), n);
+      if (gate) detail::store_up_to(dgate + h * dim + i, factor * along, n);
+      sum = multiply_add(g, along, sum);
+    });
+    if (dscale) dscale[h] += reduce_add(sum);
   }
 }
 
@@ -88,14 +90,13 @@ RBAR_NOINLINE void torus_step(const T* RBAR_RESTRICT angles, const T* RBAR_RESTR
 template <class T>
 RBAR_NOINLINE void torus_step_backward(const T* RBAR_RESTRICT dmoved, const T* RBAR_RESTRICT phasors,
                                        const T* RBAR_RESTRICT mean, const T* RBAR_RESTRICT rate, Index heads, Index dim,
-                                       T* RBAR_RESTRICT dmean, T* RBAR_RESTRICT dphasors, double* RBAR_RESTRICT drate) {
+                                       T* RBAR_RESTRICT dmean, T* RBAR_RESTRICT dphasors, T* RBAR_RESTRICT drate) {
   for (Index h = 0; h < heads; ++h) {
     const Index at = 2 * h * dim;
     const T *c = phasors + at, *s = c + dim, *mean_c = mean + at, *mean_s = mean_c + dim;
     for (Index i = 0; i < dim; ++i) {
-      const T d = dmoved[h * dim + i];
-      drate[h * dim + i] += static_cast<double>(d * (c[i] * mean_s[i] - s[i] * mean_c[i]));
-      const T step = d * rate[h * dim + i];
+      const T d = dmoved[h * dim + i], step = d * rate[h * dim + i];
+      drate[h * dim + i] += d * (c[i] * mean_s[i] - s[i] * mean_c[i]);
       dmean[at + i] = -step * s[i];
       dmean[at + dim + i] = step * c[i];
       dphasors[at + i] = step * mean_s[i];
