@@ -5,6 +5,7 @@
 // dt·ω_h is a step of its own.
 #pragma once
 
+#include "rbar/core/tensor.hpp"
 #include "rbar/simd/oscillator.hpp"
 
 #include <algorithm>
