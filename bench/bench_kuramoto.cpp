@@ -2,12 +2,16 @@
 //
 // dynamics_*: ten Euler steps of 12 heads × 32 oscillators. Gelem/s counts phases moved once; the FLOPs behind
 // peak_share are what an evaluation costs as written (a multiply-add is two): 42 forward, and backward the 42 again and
-// 49 more. phase_attention: the layer of d = 768 around them, forward and backward; `heap_bytes_per_token` is what its
-// cache and gradients take at once (the same at every length: O(tokens)), `dynamics_share` the oscillators' part of the
-// time.
-// torus_*: one layer of torus attention of H heads with d_h angles. `over_engine` is its time over that of bare
-// dot-product attention of head dimension 2·d_h on queries, keys and values that lie ready; `over_layer` over a
-// MultiHeadAttention of the same heads, four projections and all.
+// 21 more (causal) or 48 (all to all, where sines and cosines are taken twice).
+//
+// phase_attention: the layer of d = 768 around them, forward and backward. `heap_bytes_per_token` is what its cache and
+// gradients take at once (the same at every length: O(tokens)), `dynamics_share` the oscillators' part of the time.
+//
+// torus_*: one layer of torus attention of `heads` heads with `angles` angles. `over_engine` is its time over that of
+// bare dot-product attention of head dimension 2·angles on queries, keys and values that lie ready. With gate 1
+// (static) that is attention against attention; with 0 (query) and 2 (query_key) one or two products with a [d, 2d]
+// matrix count against the torus. `over_layer` is over a MultiHeadAttention of the same heads, four projections and
+// all.
 #include "rbar/attention/multi_head_attention.hpp"
 #include "rbar/core/random.hpp"
 #include "rbar/kuramoto/phase_attention.hpp"
@@ -24,7 +28,9 @@ namespace {
 using namespace rbar;
 
 constexpr Index heads = 12, oscillators = 32, phase_model = 768;
-constexpr double forward_flops = 42, backward_flops = 42 + 49;  // of an evaluation
+// Of an evaluation.
+constexpr double forward_flops = 42;
+constexpr double backward_flops(bool causal) { return forward_flops + (causal ? 21 : 48); }
 
 Tensor<float, 3> random_angles(Index tokens, Index width) {
   Tensor<float, 3> angles(1, tokens, width);
@@ -60,7 +66,7 @@ void dynamics_forward(benchmark::State& state) {
 }
 void dynamics_backward(benchmark::State& state) {
   Dynamics x(state.range(0), state.range(1) != 0);
-  bench::measure(state, {.flops = backward_flops * x.evaluations(), .elements = x.evaluations()},
+  bench::measure(state, {.flops = backward_flops(state.range(1) != 0) * x.evaluations(), .elements = x.evaluations()},
                  [&] { x.backward(); });
 }
 
@@ -92,7 +98,7 @@ void phase_attention(benchmark::State& state) {
       bench::paired_ratio([&] { only.forward(), only.backward(); }, [&] { both(y, dx, cache, grad); });
   const double maps = 3 * 2 * static_cast<double>(tokens * phase_model) *
                       static_cast<double>(config.kuramoto.width() + config.read_width());
-  bench::measure(state, {.flops = maps + (forward_flops + backward_flops) * only.evaluations()},
+  bench::measure(state, {.flops = maps + (forward_flops + backward_flops(state.range(1) != 0)) * only.evaluations()},
                  [&] { both(y, dx, cache, grad); });
 }
 
