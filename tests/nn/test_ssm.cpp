@@ -2,7 +2,7 @@
 #include "rbar/nn/ssm.hpp"
 #include "support/allocation_count.hpp"
 
-#include <limits>
+#include <cmath>
 
 using namespace rbar;
 using rbar::test::largest_difference;
@@ -124,8 +124,7 @@ TEST_CASE("the selective SSM's gradients") {
 TEST_CASE("a stream of the selective SSM has the bits of the whole sequence") {
   const auto config = small(21, 2, 6);
   const auto layer = random_layer<float>(config, 7);
-  const auto x = random_input<float>(3, 75, config.d_model, 8);
-  const auto y = layer(x);
+  const auto x = random_input<float>(3, 75, config.d_model, 8), y = layer(x);
   SelectiveSSM<float>::State state;
   Index begin = 0;
   Tensor<float, 3> part;
@@ -137,5 +136,165 @@ TEST_CASE("a stream of the selective SSM has the bits of the whole sequence") {
       for (Index i = 0; i < count * config.d_model; ++i) REQUIRE((&part(b, 0, 0))[i] == (&y(b, begin, 0))[i]);
     begin += count;
   }
-  CHECK(begin == 75);
+}
+
+TEST_CASE("the selective SSM: the same bits for every number of threads") {
+  const auto config = small(70, 2, 6);
+  const auto layer = random_layer<float>(config, 9);
+  const auto x = random_input<float>(3, 40, config.d_model, 10), dy = random_input<float>(3, 40, config.d_model, 11);
+  std::vector<float> first;
+  for (const int threads : {1, 2, 5}) {
+    set_num_threads(threads);
+    SelectiveSSM<float>::Cache cache;
+    Tensor<float, 3> y, dx;
+    auto grad = zeros_like(layer);
+    layer.forward(x, y, cache);
+    layer.backward(dy, cache, dx, grad);
+    std::vector<float> all(y.data(), y.data() + y.size());
+    all.insert(all.end(), dx.data(), dx.data() + dx.size());
+    for (const auto& p : parameters_of(grad)) all.insert(all.end(), p.data, p.data + p.size);
+    if (first.empty()) first = all;
+    INFO("threads " << threads);
+    CHECK(all == first);
+  }
+  set_num_threads(1);
+}
+
+TEST_CASE("the selective SSM looks neither ahead nor at other sequences") {
+  const auto config = small(9, 2, 3);
+  const auto layer = random_layer<float>(config, 12);
+  auto x = random_input<float>(2, 70, config.d_model, 13);
+  const auto before = layer(x);
+  for (const Index at : {0, 31, 32, 69}) {
+    auto changed = x;
+    changed(1, at, 4) += 3;
+    const auto after = layer(changed);
+    for (Index d = 0; d < config.d_model; ++d) {
+      for (Index t = 0; t < 70; ++t) REQUIRE(after(0, t, d) == before(0, t, d));
+      for (Index t = 0; t < at; ++t) REQUIRE(after(1, t, d) == before(1, t, d));
+      CHECK(after(1, at, d) != before(1, at, d));
+    }
+    // What the window of the convolution has passed comes through the scan.
+    if (at + 4 < 70) CHECK(after(1, at + 4, 0) != before(1, at + 4, 0));
+  }
+}
+
+TEST_CASE("the selective SSM: gradients accumulate, dx is overwritten, a backward can be repeated") {
+  const auto config = small(9, 2, 3);
+  const auto layer = random_layer<double>(config, 14);
+  const auto x = random_input<double>(2, 35, 9, 15), dy = random_input<double>(2, 35, 9, 16);
+  Tensor<double, 3> y, dx, again(2, 35, 9);
+  SelectiveSSM<double>::Cache cache;
+  layer.forward(x, y, cache);
+  auto once = zeros_like(layer), twice = zeros_like(layer);
+  layer.backward(dy, cache, dx, once);
+  again.setConstant(1e30);
+  for (int i = 0; i < 2; ++i) layer.backward(dy, cache, again, twice);
+  CHECK(largest_difference(dx, again) == 0);
+  const auto expected = parameters_of(once), actual = parameters_of(twice);
+  for (std::size_t p = 0; p < expected.size(); ++p)
+    for (Index i = 0; i < expected[p].size; ++i)
+      CHECK(actual[p].data[i] == Approx(2 * expected[p].data[i]).margin(1e-12));
+}
+
+TEST_CASE("the selective SSM allocates nothing after the first pass") {
+  const auto config = small(20);
+  const auto layer = random_layer<float>(config, 17);
+  const auto x = random_input<float>(2, 40, 20, 18), token = random_input<float>(2, 1, 20, 19);
+  Tensor<float, 3> y, dx;
+  SelectiveSSM<float>::Cache cache;
+  SelectiveSSM<float>::State state;
+  auto grad = zeros_like(layer);
+  const auto pass = [&] {
+    return ::test::allocations_in([&] {
+      layer.forward(x, y, cache);
+      layer.backward(x, cache, dx, grad);
+    });
+  };
+  const auto step = [&] { return ::test::allocations_in([&] { layer.step(token, y, state); }); };
+  CHECK((pass() > 0 || !::test::counts_allocations));
+  CHECK(pass() == 0);
+  step();
+  CHECK(step() == 0);
+}
+
+TEST_CASE("the selective SSM starts as published") {
+  SelectiveSSMConfig config;
+  config.d_model = 40;
+  Rng rng(20);
+  const SelectiveSSM<double> layer(config, rng);
+  CHECK(config.rank() == 3);
+  CHECK(count_parameters(layer) == 40 * 160 + 80 * 4 + 80 + 35 * 80 + 80 * 3 + 80 + 80 * 16 + 80 + 40 * 80);
+  double smallest = 1, largest = 0;
+  for (const double bias : elements(layer.dt_proj.bias)) {
+    smallest = std::min(smallest, std::log1p(std::exp(bias)));
+    largest = std::max(largest, std::log1p(std::exp(bias)));
+  }
+  CHECK((smallest >= 0.001 && smallest < 0.002 && largest > 0.05 && largest <= 0.1));
+  for (const double weight : elements(layer.dt_proj.weight)) CHECK(std::abs(weight) <= 1 / std::sqrt(3.0));
+  for (Index s = 0; s < 16; ++s) CHECK(std::exp(layer.A_log(79, s)) == Approx(static_cast<double>(s + 1)));
+  CHECK(layer.D(79) == 1);
+
+  std::string decaying;
+  for (const auto& p : parameters_of(layer))
+    if (SelectiveSSM<double>::decays("layers.0." + p.name, p.shape.size())) decaying += p.name + " ";
+  CHECK(decaying == "in_proj.weight conv_weight x_proj.weight dt_proj.weight out_proj.weight ");
+}
+
+TEST_CASE("the selective SSM survives extreme step sizes") {
+  auto layer = random_layer<float>(small(9, 2, 4), 21);
+  const auto x = random_input<float>(1, 50, 9, 22);
+  for (const float bias : {-200.0f, -30.0f, 30.0f, 1e4f, 1e30f})
+    for (const float log_rate : {-40.0f, 0.0f, 40.0f}) {
+      layer.dt_proj.bias.setConstant(bias);
+      layer.A_log.setConstant(log_rate);
+      layer.out_proj.weight.setConstant(bias > 1e3f ? 1e-30f : 1.0f);  // h itself grows with Δ
+      Tensor<float, 3> y, dx;
+      SelectiveSSM<float>::Cache cache;
+      auto grad = zeros_like(layer);
+      layer.forward(x, y, cache);
+      INFO("bias " << bias << ", A_log " << log_rate);
+      CHECK_NOTHROW(require_finite<float>("test", "y", elements(y)));
+      if (bias > 1e5f) continue;
+      layer.backward(x, cache, dx, grad);
+      CHECK_NOTHROW(require_finite<float>("test", "dx", elements(dx)));
+      for (const auto& p : parameters_of(grad)) CHECK_NOTHROW(require_finite<float>("test", p.name, p.values()));
+    }
+}
+
+TEST_CASE("the selective SSM: clear errors, and nothing to do is no error") {
+  const auto refuses = [](auto change, const char* name) {
+    SelectiveSSMConfig config = small(8);
+    change(config);
+    CHECK_THROWS_WITH(config.validate(), ContainsText(name));
+  };
+  refuses([](auto& c) { c.d_model = 0; }, "d_model");
+  refuses([](auto& c) { c.expand = 0; }, "expand");
+  refuses([](auto& c) { c.d_state = 0; }, "d_state");
+  refuses([](auto& c) { c.d_conv = 0; }, "d_conv");
+  refuses([](auto& c) { c.d_conv = 17; }, "d_conv");
+  refuses([](auto& c) { c.dt_rank = -1; }, "dt_rank");
+  refuses([](auto& c) { c.dt_min = 0; }, "dt_min");
+  refuses([](auto& c) { c.dt_max = 1e-4; }, "dt_max");
+  refuses([](auto& c) { c.dt_max = HUGE_VAL; }, "dt_max");
+
+  const auto layer = random_layer<float>(small(8), 23);
+  Tensor<float, 3> y, dx;
+  SelectiveSSM<float>::Cache cache;
+  auto grad = zeros_like(layer);
+  CHECK_THROWS_WITH(layer.forward(random_input<float>(1, 2, 9, 1), y, cache), ContainsText("[-1, -1, 8]"));
+  layer.forward(random_input<float>(1, 3, 8, 1), y, cache);
+  CHECK_THROWS_WITH(layer.backward(random_input<float>(1, 2, 8, 1), cache, dx, grad), ContainsText("[1, 3, 8]"));
+  SelectiveSSM<float>::State state;
+  layer.step(random_input<float>(2, 3, 8, 1), y, state);
+  CHECK_THROWS_WITH(layer.step(random_input<float>(3, 1, 8, 1), y, state), ContainsText("batch of x"));
+  CHECK_THROWS_WITH(layer.step(random_input<float>(2, 1, 7, 1), y, state), ContainsText("[-1, -1, 8]"));
+  for (const auto& [batch, tokens] : {std::pair<Index, Index>{0, 3}, {2, 0}}) {
+    layer.forward(Tensor<float, 3>(batch, tokens, 8), y, cache);
+    CHECK(y.size() == 0);
+    layer.backward(y, cache, dx, grad);
+    CHECK(dx.size() == 0);
+  }
+  for (const auto& p : parameters_of(grad))
+    for (const float value : p.values()) CHECK(value == 0);
 }
