@@ -35,7 +35,7 @@ struct KuramotoDynamics {
   // A stream: the running sums of every evaluation, O(1) in the tokens seen.
   struct State {
     Index position = 0;  // tokens seen
-    Tensor<T, 2> sums;   // [batch·blocks, evaluations·2·columns]
+    Tensor<T, 2> sums;   // [batch·blocks, 3·evaluations·2·columns] before this stretch, rounded off, and of it
     Tensor<T, 2> frequency, strength;
   };
 
@@ -73,13 +73,14 @@ struct KuramotoDynamics {
       T* to = angles.data() + b * tokens * config.width() + first;
       if (config.causality == Causality::causal) {
         copy_rows(from, config.width(), to, config.width(), tokens, columns);
-        T* sums = &cache.sums((b * blocks() + block) * stretches(tokens), 0);
-        std::fill_n(sums, sums_size(), T(0));
-        for (Index t = 0; t < tokens; t += stretch, sums += sums_size()) {
-          T* next = t + stretch < tokens ? sums + sums_size() : scratch(sums_size());
-          std::copy_n(sums, sums_size(), next);
+        T *base = &cache.sums((b * blocks() + block) * stretches(tokens), 0), *rest = scratch(2 * sums_size());
+        T* partial = rest + sums_size();
+        std::fill_n(base, sums_size(), T(0));
+        std::fill_n(rest, 2 * sums_size(), T(0));
+        for (Index t = 0; t < tokens; t += stretch, base += sums_size()) {
           simd::advance_causal<T>(oscillators, to + t * config.width(), config.width(), columns,
-                                  std::min(stretch, tokens - t), /*seen=*/t, next, nullptr);
+                                  std::min(stretch, tokens - t), /*seen=*/t, base, partial, nullptr);
+          if (t + stretch < tokens) simd::fold_sums(base, rest, partial, sums_size(), base + sums_size());
         }
       } else {
         const Index size = tokens * width;
@@ -115,17 +116,20 @@ struct KuramotoDynamics {
         copy_rows(angle, width, dbefore, config.width(), tokens, columns);
         return;
       }
-      T* angle = scratch(stretch * width + 2 * sums_size() + stretch * evaluations() * 4 * width);
-      T *sums = angle + stretch * width, *later = sums + sums_size(), *record = later + sums_size();
-      std::fill_n(later, sums_size(), T(0));
+      T* angle = scratch(stretch * width + 4 * sums_size() + stretch * evaluations() * 4 * width);
+      T *partial = angle + stretch * width, *later = partial + sums_size(), *later_rest = later + sums_size();
+      T *later_partial = later_rest + sums_size(), *record = later_partial + sums_size();
+      std::fill_n(later, 3 * sums_size(), T(0));
       copy_rows(dafter, config.width(), dbefore, config.width(), tokens, columns);
       for (Index part = stretches(tokens); part-- > 0;) {
         const Index begin = part * stretch, count = std::min(stretch, tokens - begin);
         copy_rows(initial + begin * config.width(), config.width(), angle, width, count, columns);
-        std::copy_n(&cache.sums((b * blocks() + block) * stretches(tokens) + part, 0), sums_size(), sums);
-        simd::advance_causal<T>(oscillators, angle, width, width, count, begin, sums, record);
+        std::fill_n(partial, sums_size(), T(0));
+        simd::advance_causal<T>(oscillators, angle, width, width, count, begin,
+                                &cache.sums((b * blocks() + block) * stretches(tokens) + part, 0), partial, record);
         simd::advance_causal_backward<T>(oscillators, record, dbefore + begin * config.width(), config.width(), columns,
-                                         count, begin, later, dblock, dstrength);
+                                         count, begin, later, later_partial, dblock, dstrength);
+        simd::fold_sums(later, later_rest, later_partial, sums_size(), later);
       }
     });
     if (dfrequency) {
@@ -150,16 +154,22 @@ struct KuramotoDynamics {
     ensure_shape(angles, shape_of(initial));
     spread(view(natural_frequency), state.frequency, state.strength);
     if (state.position == 0) {
-      ensure_shape(state.sums, {batch * blocks(), sums_size()});
+      ensure_shape(state.sums, {batch * blocks(), 3 * sums_size()});
       state.sums.setZero();
     }
-    require_shape("KuramotoDynamics::step", "state", state.sums, {batch * blocks(), sums_size()});
+    require_shape("KuramotoDynamics::step", "state", state.sums, {batch * blocks(), 3 * sums_size()});
     for_blocks(batch, tokens, [&](Index b, Index block, Index first, Index columns) {
       const Index offset = b * tokens * config.width() + first;
       copy_rows(initial.data() + offset, config.width(), angles.data() + offset, config.width(), tokens, columns);
-      simd::advance_causal<T>(block_of(state.frequency, state.strength, block), angles.data() + offset, config.width(),
-                              columns, tokens, state.position, state.sums.data() + (b * blocks() + block) * sums_size(),
-                              nullptr);
+      T *base = &state.sums(b * blocks() + block, 0), *rest = base + sums_size(), *partial = rest + sums_size();
+      for (Index t = 0, count; t < tokens; t += count) {
+        const Index seen = state.position + t;
+        count = std::min(tokens - t, stretch - seen % stretch);
+        simd::advance_causal<T>(block_of(state.frequency, state.strength, block),
+                                angles.data() + offset + t * config.width(), config.width(), columns, count, seen, base,
+                                partial, nullptr);
+        if ((seen + count) % stretch == 0) simd::fold_sums(base, rest, partial, sums_size(), base);
+      }
     });
     state.position += tokens;
   }
@@ -178,7 +188,7 @@ struct KuramotoDynamics {
 
  private:
   static constexpr Index width = simd::oscillator_columns<T>;  // of a block of oscillators
-  static constexpr Index stretch = 16;                         // tokens whose record lies in a core's own cache
+  static constexpr Index stretch = simd::oscillator_stretch;   // tokens whose record lies in a core's own cache
   struct Purpose {};
 
   static T* scratch(Index size) { return simd::thread_scratch<T, Purpose>(size); }

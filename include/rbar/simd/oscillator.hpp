@@ -12,7 +12,9 @@
 
 namespace rbar::simd {
 
-// θ − 2π·round(θ/2π): into [−π, π] up to rounding. The derivative is 1 everywhere (the jump is a full turn).
+// θ − 2π·round(θ/2π): into [−π, π] up to rounding. The derivative is 1 everywhere (the jump is a full turn). For angles
+// of moderate size: a float of 1000 rad has lost all beyond 3e-5 before it comes here, and from 2²² turns on the
+// rounding itself fails. Whoever lets angles grow bounds them (largest_phase_step).
 RBAR_INLINE Batch<float> wrap_angle(const Batch<float>& theta) {
   const Batch<float> magic = broadcast(12582912.0f);  // 1.5·2²³: adding it rounds to an integer
   const Batch<float> turns = multiply_add(theta, broadcast(0.5f * std::numbers::inv_pi_v<float>), magic) - magic;
@@ -78,6 +80,31 @@ inline constexpr Index oscillator_registers = 4;
 template <class T>
 inline constexpr Index oscillator_columns = oscillator_registers* lanes<T>;
 
+// Sums over positions are made a stretch of positions at a time: `partial` of a stretch in order, and then folded into
+// `base`, with `rest` for what that rounds off. So a sum over any number of positions is as exact as one over a
+// stretch, where a plain running sum would drift (equal phases by 1e-4 rad after 16,000 positions) and stop growing at
+// 2²⁴.
+inline constexpr Index oscillator_stretch = 16;
+
+// base + rest += partial, exactly but for the last bits of rest (Knuth's two-sum, "Seminumerical Algorithms", 4.2.2).
+template <class T>
+RBAR_INLINE void fold_sum(Batch<T>& base, Batch<T>& rest, const Batch<T>& partial) {
+  const Batch<T> added = partial + rest, sum = base + added, taken = sum - base;
+  rest = (base - (sum - taken)) + (added - taken);
+  base = sum;
+}
+// The same for arrays; `folded` receives the new base, and partial becomes 0.
+template <class T>
+RBAR_NOINLINE void fold_sums(const T* base, T* RBAR_RESTRICT rest, T* RBAR_RESTRICT partial, Index count, T* folded) {
+  for (Index i = 0; i < count; i += lanes<T>) {
+    Batch<T> sum = load(base + i), rounded_off = load(rest + i);
+    fold_sum<T>(sum, rounded_off, load(partial + i));
+    store(folded + i, sum);
+    store(rest + i, rounded_off);
+    store(partial + i, zero<T>());
+  }
+}
+
 // How the phases move: `steps` times by `step_size`.
 struct OscillatorSteps {
   Index steps = 10;
@@ -116,6 +143,17 @@ RBAR_INLINE void store_columns(T* data, const Columns<T>& columns, Index count) 
     store_up_to(data + r * lanes<T>, columns.at[r], std::clamp<Index>(count - r * lanes<T>, 0, lanes<T>));
 }
 
+// A sum over any number of positions in registers: terms are added to `partial`, and folded after each stretch.
+template <class T>
+struct LongSum {
+  Batch<T> base = zero<T>(), rest = zero<T>(), partial = zero<T>();
+
+  RBAR_INLINE void fold() {
+    fold_sum(base, rest, partial);
+    partial = zero<T>();
+  }
+};
+
 // Runge-Kutta's tableau: y_{i+1} = θ + reach·dt·k_i, and the weight of k_i in the step.
 inline constexpr double rk_reach[4] = {0.5, 0.5, 1.0, 0.0};
 inline constexpr double rk_weight[4] = {1.0 / 6, 1.0 / 3, 1.0 / 3, 1.0 / 6};
@@ -151,13 +189,16 @@ RBAR_INLINE void oscillator_step(Columns<T>& theta, const OscillatorSteps& steps
 
 }  // namespace detail
 
-// Causal: position t meets the mean field of the positions up to t, so one pass over the tokens makes all steps.
+// Causal: position t meets the mean field of the positions up to t, so one pass over the tokens makes all steps. The
+// tokens are of one stretch, `seen` positions from the start.
 //   theta   [tokens, …] at `stride`, `columns` of them valid, advanced in place
-//   sums    [evaluations, 2, oscillator_columns] Σ cos and Σ sin of the `seen` positions before, carried on
+//   base    [evaluations, 2, oscillator_columns] Σ cos and Σ sin of the positions before this stretch
+//   partial like base: of those of this stretch so far, carried on
 //   record  [tokens, evaluations, 4, oscillator_columns] cos θ, sin θ, Σ cos, Σ sin at every evaluation, or nullptr
 template <class T>
 RBAR_NOINLINE void advance_causal(const OscillatorBlock<T>& block, T* theta, Index stride, Index columns, Index tokens,
-                                  Index seen, T* RBAR_RESTRICT sums, T* RBAR_RESTRICT record) {
+                                  Index seen, const T* RBAR_RESTRICT base, T* RBAR_RESTRICT partial,
+                                  T* RBAR_RESTRICT record) {
   constexpr Index L = lanes<T>, width = oscillator_columns<T>;
   const OscillatorSteps steps = block.steps;
   const detail::Columns<T> frequency = detail::load_columns(block.frequency, width);
@@ -169,10 +210,13 @@ RBAR_NOINLINE void advance_causal(const OscillatorBlock<T>& block, T* theta, Ind
     for (Index step = 0; step < steps.steps; ++step)
       detail::oscillator_step<T>(angle, steps, [&](Index stage, Index r, const Phasor<T>& z) {
         const Index evaluation = step * steps.stages() + stage;
-        T* sum = sums + evaluation * 2 * width + r * L;
-        const Batch<T> cosines = load(sum) + z.cosine, sines = load(sum + width) + z.sine;
-        store(sum, cosines);
-        store(sum + width, sines);
+        const Index at = evaluation * 2 * width + r * L;
+        const Batch<T> part_cosine = load(partial + at), part_sine = load(partial + at + width);
+        store(partial + at, part_cosine + z.cosine);
+        store(partial + at + width, part_sine + z.sine);
+        // In this order one addition waits for the phasor, not two.
+        const Batch<T> cosines = (load(base + at) + part_cosine) + z.cosine;
+        const Batch<T> sines = (load(base + at + width) + part_sine) + z.sine;
         if (record) {
           T* to = record + (t * steps.evaluations() + evaluation) * 4 * width + r * L;
           store(to, z.cosine);
@@ -192,12 +236,14 @@ RBAR_NOINLINE void advance_causal(const OscillatorBlock<T>& block, T* theta, Ind
 // the first two through the sums of the positions from t on, which are carried along like those of the forward pass.
 //   dtheta  [tokens, …] at `stride`: ∂L/∂(angles after the last step), becomes ∂L/∂(angles before the first)
 //   record  what advance_causal wrote
-//   later   [evaluations, 2, oscillator_columns] Σ p cos and Σ p sin of the positions after these, carried on
+//   base    [evaluations, 2, oscillator_columns] Σ p cos and Σ p sin of the positions after this stretch
+//   partial like base: of those of this stretch, carried on
 //   dfrequency, dstrength [oscillator_columns] += ∂L/∂ω, ∂L/∂K
 template <class T>
 RBAR_NOINLINE void advance_causal_backward(const OscillatorBlock<T>& block, const T* RBAR_RESTRICT record,
                                            T* RBAR_RESTRICT dtheta, Index stride, Index columns, Index tokens,
-                                           Index seen, T* RBAR_RESTRICT later, double* dfrequency, double* dstrength) {
+                                           Index seen, const T* RBAR_RESTRICT base, T* RBAR_RESTRICT partial,
+                                           double* dfrequency, double* dstrength) {
   constexpr Index L = lanes<T>, width = oscillator_columns<T>;
   const OscillatorSteps steps = block.steps;
   const Batch<T> dt = broadcast(static_cast<T>(steps.step_size));
@@ -211,15 +257,17 @@ RBAR_NOINLINE void advance_causal_backward(const OscillatorBlock<T>& block, cons
     // dvelocity -> dy of one evaluation.
     const auto field_backward = [&](Index evaluation, Index r, const Batch<T>& dvelocity) {
       const T* from = record + (t * steps.evaluations() + evaluation) * 4 * width + r * L;
-      T* sum = later + evaluation * 2 * width + r * L;
+      const Index at = evaluation * 2 * width + r * L;
       const Batch<T> c = load(from), s = load(from + width);
       const Batch<T> cosines = load(from + 2 * width), sines = load(from + 3 * width);
       const Batch<T> p = dvelocity * pull.at[r];
       sum_frequency.at[r] = sum_frequency.at[r] + dvelocity;
       sum_strength.at[r] = multiply_add(dvelocity * inverse, sines * c - cosines * s, sum_strength.at[r]);
-      const Batch<T> later_cosine = multiply_add(p, c, load(sum)), later_sine = multiply_add(p, s, load(sum + width));
-      store(sum, later_cosine);
-      store(sum + width, later_sine);
+      const Batch<T> part_cosine = load(partial + at), part_sine = load(partial + at + width);
+      store(partial + at, multiply_add(p, c, part_cosine));
+      store(partial + at + width, multiply_add(p, s, part_sine));
+      const Batch<T> later_cosine = multiply_add(p, c, load(base + at) + part_cosine);
+      const Batch<T> later_sine = multiply_add(p, s, load(base + at + width) + part_sine);
       return multiply_add(c, later_cosine - p * cosines, s * (later_sine - p * sines));
     };
     for (Index step = steps.steps; step-- > 0;) {
@@ -271,14 +319,18 @@ RBAR_NOINLINE void advance_all(const OscillatorBlock<T>& block, T* RBAR_RESTRICT
     for (Index stage = 0; stage < steps.stages(); ++stage) {
       T* y = record + (step * steps.stages() + stage) * size;
       for (Index r = 0; r < width; r += L) {
-        Batch<T> cosines = zero<T>(), sines = zero<T>();
-        for (Index i = r; i < size; i += width) {
-          const Phasor<T> z = angle_phasor(load(y + i));
-          store(cosine + i, z.cosine);
-          store(sine + i, z.sine);
-          cosines = cosines + z.cosine;
-          sines = sines + z.sine;
+        detail::LongSum<T> sum_cosine, sum_sine;
+        for (Index begin = r; begin < size; begin += oscillator_stretch * width) {
+          for (Index i = begin; i < std::min(size, begin + oscillator_stretch * width); i += width) {
+            const Phasor<T> z = angle_phasor(load(y + i));
+            store(cosine + i, z.cosine);
+            store(sine + i, z.sine);
+            sum_cosine.partial = sum_cosine.partial + z.cosine;
+            sum_sine.partial = sum_sine.partial + z.sine;
+          }
+          sum_cosine.fold(), sum_sine.fold();
         }
+        const Batch<T> cosines = sum_cosine.base, sines = sum_sine.base;
         const Batch<T> strength = load(block.strength + r) * broadcast(T(1) / static_cast<T>(tokens));
         const Batch<T> frequency = load(block.frequency + r);
         const T weight = steps.runge_kutta ? static_cast<T>(detail::rk_weight[stage]) * dt : dt;
@@ -311,28 +363,38 @@ RBAR_NOINLINE void oscillator_field_backward(const OscillatorBlock<T>& block, In
   const Batch<T> inverse = broadcast(T(1) / static_cast<T>(tokens));
   for (Index r = 0; r < width; r += L) {
     const Batch<T> pull = load(block.strength + r) * inverse;
-    Batch<T> cosines = zero<T>(), sines = zero<T>(), later_cosine = zero<T>(), later_sine = zero<T>();
-    for (Index i = r; i < size; i += width) {
-      const Phasor<T> z = angle_phasor(load(y + i));
-      store(cosine + i, z.cosine);
-      store(sine + i, z.sine);
-      cosines = cosines + z.cosine;
-      sines = sines + z.sine;
-      const Batch<T> p = load(dvelocity + i) * pull;
-      later_cosine = multiply_add(p, z.cosine, later_cosine);
-      later_sine = multiply_add(p, z.sine, later_sine);
-    }
-    Batch<T> sum_frequency = zero<T>(), sum_strength = zero<T>();
-    for (Index i = r; i < size; i += width) {
-      const Batch<T> c = load(cosine + i), s = load(sine + i), dv = load(dvelocity + i), p = dv * pull;
-      sum_frequency = sum_frequency + dv;
-      sum_strength = multiply_add(dv * inverse, sines * c - cosines * s, sum_strength);
-      const Batch<T> back = multiply_add(c, later_cosine - p * cosines, s * (later_sine - p * sines));
-      store(dy + i, load(dy + i) + back);
-    }
+    const auto for_stretches = [&](auto&& body) {
+      for (Index begin = r; begin < size; begin += oscillator_stretch * width)
+        body(begin, std::min(size, begin + oscillator_stretch * width));
+    };
+    detail::LongSum<T> sum_c, sum_s, sum_pc, sum_ps, sum_frequency, sum_strength;
+    for_stretches([&](Index begin, Index end) {
+      for (Index i = begin; i < end; i += width) {
+        const Phasor<T> z = angle_phasor(load(y + i));
+        store(cosine + i, z.cosine);
+        store(sine + i, z.sine);
+        const Batch<T> p = load(dvelocity + i) * pull;
+        sum_c.partial = sum_c.partial + z.cosine;
+        sum_s.partial = sum_s.partial + z.sine;
+        sum_pc.partial = multiply_add(p, z.cosine, sum_pc.partial);
+        sum_ps.partial = multiply_add(p, z.sine, sum_ps.partial);
+      }
+      sum_c.fold(), sum_s.fold(), sum_pc.fold(), sum_ps.fold();
+    });
+    const Batch<T> cosines = sum_c.base, sines = sum_s.base;
+    for_stretches([&](Index begin, Index end) {
+      for (Index i = begin; i < end; i += width) {
+        const Batch<T> c = load(cosine + i), s = load(sine + i), dv = load(dvelocity + i), p = dv * pull;
+        sum_frequency.partial = sum_frequency.partial + dv;
+        sum_strength.partial = multiply_add(dv * inverse, sines * c - cosines * s, sum_strength.partial);
+        const Batch<T> back = multiply_add(c, sum_pc.base - p * cosines, s * (sum_ps.base - p * sines));
+        store(dy + i, load(dy + i) + back);
+      }
+      sum_frequency.fold(), sum_strength.fold();
+    });
     alignas(64) T lanes_frequency[L], lanes_strength[L];
-    store(lanes_frequency, sum_frequency);
-    store(lanes_strength, sum_strength);
+    store(lanes_frequency, sum_frequency.base);
+    store(lanes_strength, sum_strength.base);
     for (Index lane = 0; lane < L; ++lane) {
       dfrequency[r + lane] += static_cast<double>(lanes_frequency[lane]);
       dstrength[r + lane] += static_cast<double>(lanes_strength[lane]);
