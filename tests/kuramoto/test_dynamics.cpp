@@ -95,8 +95,8 @@ TEST_CASE("the gradient runs through all steps") {
         config.coupling = coupling;
         config.causality = causality;
         const auto layer = random_layer<double>(config, rng);
-        // Small angles: none crosses ±π, where the raw angle jumps.
-        const auto initial = naive::random_angles<double>(2, 9, config.width(), rng, 1.0);
+        // Small angles: none crosses ±π, where the raw angle jumps. More tokens than two of backward's stretches.
+        const auto initial = naive::random_angles<double>(2, 37, config.width(), rng, 1.0);
         const auto report = gradient_check(layer, view(initial));
         INFO(name_of(integrator) << " " << name_of(coupling) << " " << report.worst);
         CHECK(report.error <= 1e-6);
