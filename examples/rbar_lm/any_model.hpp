@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -43,6 +44,22 @@ struct TrainingResult {
   rbar::Evaluation validation;
 };
 
+// Values that `on` (coupling, order_parameter, temperature, gate or phase) is set to, one after the other.
+struct InterventionSweep {
+  std::string on;
+  std::vector<double> values;
+  Index layer = -1;       // of attention; -1: every one
+  Index window = 128;     // tokens of context
+  Index max_windows = 0;  // of the text; 0: all
+};
+
+// Means over the tokens, and over heads and layers where a token has several; entropies in nats.
+struct InterventionRow {
+  std::optional<double> value = {};  // none: without an intervention
+  double nats = 0, next_token_entropy = 0;
+  double attention_entropy = 0, R_mean = 0, coupling = 0, temperature = 0, gate = 0;  // of the layers that are set
+};
+
 class AnyModel {
  public:
   virtual ~AnyModel() = default;
@@ -64,6 +81,8 @@ class AnyModel {
   virtual rbar::RoutingReport routing(rbar::TokenSpan, std::vector<std::string> pieces) const = 0;
   // Which lanes the tokens take. Errors: a family without lanes.
   virtual rbar::LaneReport lanes(rbar::TokenSpan, std::vector<std::string> pieces) const = 0;
+  // The model without an intervention, then under each. Errors: a family without phases.
+  virtual std::vector<InterventionRow> intervene(rbar::TokenSpan, const InterventionSweep&) = 0;
   virtual void save(const std::filesystem::path& folder) const = 0;
 };
 

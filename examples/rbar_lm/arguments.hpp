@@ -40,9 +40,16 @@ struct Arguments {
   Index audit_trials = 16;
   std::string html;  // file for the lane report
 
-  std::string plan;     // of a sweep
-  int jobs = 1;         // runs at once
-  bool report = false;  // only the tables
+  // Interventions.
+  std::string on, svg;
+  std::vector<double> values;
+  Index layer = -1, windows = 128;
+
+  std::string plan;  // of a sweep
+  std::vector<std::uint64_t> seeds;
+  std::vector<std::string> only;  // of the ablations
+  int jobs = 1;                   // runs at once
+  bool report = false;            // only the tables
 
   std::uint64_t seed = 1;
   int threads = 0;  // 0: all cores
@@ -56,5 +63,10 @@ int audit(const Arguments&);
 int inspect(const Arguments&);
 int lanes(const Arguments&);
 int sweep(const Arguments&);
+int ablate(const Arguments&);
+int intervene(const Arguments&);
+
+// Fields of the model's config: those of the file, then those of the command line.
+nlohmann::json settings_of(const Arguments&);
 
 }  // namespace rbar_lm

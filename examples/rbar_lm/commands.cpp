@@ -15,27 +15,6 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// Fields of the model's config: the file first, then what the command line adds. "--d-model=256" and
-// "--d_model 256" are the same; a value is JSON where it reads as JSON and a string otherwise.
-nlohmann::json settings_of(const Arguments& a) {
-  nlohmann::json settings = nlohmann::json::object();
-  if (!a.config_file.empty()) settings = rbar::read_json(a.config_file);
-  rbar::require(settings.is_object(), "--config", a.config_file, "a JSON object", settings.type_name());
-  settings.erase("model_type");
-  for (std::size_t i = 0; i < a.fields.size(); ++i) {
-    const std::string& word = a.fields[i];
-    rbar::require(word.starts_with("--") && word.size() > 2, "arguments", "word", "an option", "'" + word + "'");
-    const std::size_t equals = word.find('=');
-    std::string name = word.substr(2, equals == word.npos ? word.npos : equals - 2);
-    std::replace(name.begin(), name.end(), '-', '_');
-    rbar::require(equals != word.npos || i + 1 < a.fields.size(), "arguments", word, "a value", "nothing");
-    const std::string value = equals == word.npos ? a.fields[++i] : word.substr(equals + 1);
-    nlohmann::json parsed = nlohmann::json::parse(value, nullptr, /*allow_exceptions=*/false);
-    settings[name] = parsed.is_discarded() ? nlohmann::json(value) : std::move(parsed);
-  }
-  return settings;
-}
-
 // A saved model with --from, else a fresh one. A fresh one reads bytes unless the settings say otherwise.
 std::unique_ptr<AnyModel> model_of(const Arguments& a) {
   if (!a.from.empty()) {
@@ -69,6 +48,26 @@ rbar::CausalityReport report_causality(const AnyModel& model, const Arguments& a
 }
 
 }  // namespace
+
+// "--d-model=256" and "--d_model 256" are the same; a value is JSON where it reads as JSON and a string otherwise.
+nlohmann::json settings_of(const Arguments& a) {
+  nlohmann::json settings = nlohmann::json::object();
+  if (!a.config_file.empty()) settings = rbar::read_json(a.config_file);
+  rbar::require(settings.is_object(), "--config", a.config_file, "a JSON object", settings.type_name());
+  settings.erase("model_type");
+  for (std::size_t i = 0; i < a.fields.size(); ++i) {
+    const std::string& word = a.fields[i];
+    rbar::require(word.starts_with("--") && word.size() > 2, "arguments", "word", "an option", "'" + word + "'");
+    const std::size_t equals = word.find('=');
+    std::string name = word.substr(2, equals == word.npos ? word.npos : equals - 2);
+    std::replace(name.begin(), name.end(), '-', '_');
+    rbar::require(equals != word.npos || i + 1 < a.fields.size(), "arguments", word, "a value", "nothing");
+    const std::string value = equals == word.npos ? a.fields[++i] : word.substr(equals + 1);
+    nlohmann::json parsed = nlohmann::json::parse(value, nullptr, /*allow_exceptions=*/false);
+    settings[name] = parsed.is_discarded() ? nlohmann::json(value) : std::move(parsed);
+  }
+  return settings;
+}
 
 int train(const Arguments& a) {
   rbar::require(!a.resume || !a.out.empty(), "arguments", "--resume", "--out, the folder to go on from", "no --out");

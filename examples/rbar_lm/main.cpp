@@ -2,6 +2,7 @@
 //   rbar_lm train --model cort --text shakespeare.txt --tokenizer chars --steps 1500 --out run
 //   rbar_lm generate --from run --prompt "ROMEO:"
 //   rbar_lm sweep plan.json --out runs --jobs 2
+//   rbar_lm intervene --from run --text shakespeare.txt --on order_parameter --values 0,0.5,1
 // Exit code 0: fine; 1: `audit` found a leak, or a run of a sweep failed; 2: bad arguments or files, said in one line
 // on stderr.
 #include "arguments.hpp"
@@ -44,6 +45,16 @@ void add_text(CLI::App& command, Arguments& a) {
   command.add_option("--text", a.text, "Text file; the first 90% train, the rest validates")->required();
 }
 
+void add_split(CLI::App& command, Arguments& a) {
+  command.add_option("--split", a.split, "validation (the last 10%) or all")
+      ->check(CLI::IsMember({"validation", "all"}))
+      ->capture_default_str();
+}
+CLI::Option* add_context(CLI::App& command, Arguments& a) {
+  return command.add_option("--context", a.training.config.window, "Tokens in a window (default: the model's longest)");
+}
+
+// All of a training run but where it is kept.
 void add_training(CLI::App& command, Arguments& a) {
   rbar::TrainingConfig& t = a.training.config;
   command.add_option("--tokenizer", a.tokenizer, "bytes, chars, or bpe with its two files")->capture_default_str();
@@ -76,6 +87,8 @@ void add_training(CLI::App& command, Arguments& a) {
   command.add_option("--clip", t.clip_norm, "Largest norm of the gradient (0: no clipping)")->capture_default_str();
   command.add_option("--validate-every", a.training.validate_every, "Steps between validations (0: only at the end)");
   command.add_option("--save-every", a.training.save_every, "Steps between checkpoints in --out (0: only at the end)");
+}
+void add_run_folder(CLI::App& command, Arguments& a) {
   command.add_option("--out", a.out, "Folder for the model, its tokenizer and the checkpoint");
   command.add_flag("--resume", a.resume, "Go on from the checkpoint in --out: bit for bit the uninterrupted run");
   command.add_flag("--allow-changes", a.allow_changes,
@@ -112,14 +125,13 @@ int run(int count, char** values) {
   add_fresh_model(train_command, a);
   add_text(train_command, a);
   add_training(train_command, a);
+  add_run_folder(train_command, a);
 
   CLI::App& eval_command = *app.add_subcommand("eval", "Loss of a trained model on a text");
   add_saved_model(eval_command, a);
   add_text(eval_command, a);
-  eval_command.add_option("--split", a.split, "validation (the last 10%) or all")
-      ->check(CLI::IsMember({"validation", "all"}))
-      ->capture_default_str();
-  auto* eval_context = eval_command.add_option("--context", a.training.config.window, "Tokens in a window");
+  add_split(eval_command, a);
+  auto* eval_context = add_context(eval_command, a);
 
   CLI::App& generate_command = *app.add_subcommand("generate", "Continue a prompt");
   add_saved_model(generate_command, a);
@@ -147,13 +159,39 @@ int run(int count, char** values) {
   sweep_command.add_option("--text", a.text, "Text file instead of the plan's");
   add_sweep(sweep_command, a);
 
+  CLI::App& ablate_command = *app.add_subcommand("ablate", "Sweep over a pma model without each of its parts");
+  add_text(ablate_command, a);
+  ablate_command.add_option("--config", a.config_file, "JSON file with fields of the pma model's config");
+  ablate_command.allow_extras();
+  add_training(ablate_command, a);
+  ablate_command.add_option("--seeds", a.seeds, "Seeds, such as 1,2,3 (default: --seed)")->delimiter(',');
+  ablate_command.add_option("--only", a.only, "Some of the ablations, such as full,no_gate,standard")->delimiter(',');
+  add_sweep(ablate_command, a);
+
+  CLI::App& intervene_command = *app.add_subcommand("intervene", "Set the phases of a pma model to values");
+  add_saved_model(intervene_command, a);
+  add_text(intervene_command, a);
+  add_split(intervene_command, a);
+  auto* intervene_context = add_context(intervene_command, a);
+  intervene_command.add_option("--on", a.on, "What is set")
+      ->required()
+      ->check(CLI::IsMember({"coupling", "order_parameter", "temperature", "gate", "phase"}));
+  intervene_command.add_option("--values", a.values, "Values, such as 0,0.5,1")->delimiter(',')->required();
+  intervene_command.add_option("--layer", a.layer, "Layer of attention, from 0 (default: all)")
+      ->check(CLI::NonNegativeNumber);
+  intervene_command.add_option("--windows", a.windows, "Windows of the text (0: all)")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  intervene_command.add_option("--csv", a.csv, "Table with one line a value");
+  intervene_command.add_option("--svg", a.svg, "Picture of the entropies over the values");
+
   struct Command {
     CLI::App* app;
     int (*run)(const Arguments&);
   };
   const Command commands[] = {{&train_command, train}, {&eval_command, eval},       {&generate_command, generate},
                               {&audit_command, audit}, {&inspect_command, inspect}, {&lanes_command, lanes},
-                              {&sweep_command, sweep}};
+                              {&sweep_command, sweep}, {&ablate_command, ablate},   {&intervene_command, intervene}};
   for (const Command& command : commands) add_common(*command.app, a);
 
   try {
@@ -163,7 +201,7 @@ int run(int count, char** values) {
     std::fprintf(stderr, "rbar_lm: %s\n", error.what());
     return 2;
   }
-  a.context_given = eval_context->count() > 0;
+  a.context_given = eval_context->count() + intervene_context->count() > 0;
   a.training.config.seed = a.seed;
   rbar::set_num_threads(a.threads > 0 ? a.threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
   for (const Command& command : commands) {

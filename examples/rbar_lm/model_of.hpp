@@ -10,9 +10,14 @@
 #include "rbar/train/callbacks.hpp"
 #include "rbar/train/progress.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace rbar_lm {
+
+// What only some families can do; specialised for their models.
+template <class M>
+struct FamilyTools {};
 
 template <rbar::LanguageModel M>
 class ModelOf final : public AnyModel {
@@ -75,7 +80,16 @@ class ModelOf final : public AnyModel {
       saver(trained, report);
       if (report.last()) save(run.folder);
     };
-    trainer.train(run.train, measure, evaluation, remember, log, show, save_run);
+    if constexpr (requires { &FamilyTools<M>::phase_log; }) {
+      const Index every = std::max<Index>(1, std::min(evaluation.every, run.config.steps));
+      auto phases = FamilyTools<M>::phase_log(run.folder / "phases.csv", run.validation, run.config.window, every);
+      const auto log_phases = [&](auto& trained, rbar::StepReport& report) {
+        if (!run.folder.empty()) phases(trained, report);
+      };
+      trainer.train(run.train, measure, evaluation, remember, log, log_phases, show, save_run);
+    } else {
+      trainer.train(run.train, measure, evaluation, remember, log, show, save_run);
+    }
     result.windows = trainer.state.windows.drawn;
     if (result.tokens == 0) result.validation = rbar::evaluate(model_, run.validation, options);
     return result;
@@ -120,6 +134,12 @@ class ModelOf final : public AnyModel {
       return rbar::lane_report(model_, tokens, std::move(pieces));
     else
       throw rbar::Error("lanes", "model", "a family whose tokens take lanes, such as cgt", M::model_type);
+  }
+  std::vector<InterventionRow> intervene(rbar::TokenSpan tokens, const InterventionSweep& sweep) override {
+    if constexpr (requires { &FamilyTools<M>::intervene; })
+      return FamilyTools<M>::intervene(model_, tokens, sweep);
+    else
+      throw rbar::Error("intervene", "model", "a family with phases to set, such as pma", M::model_type);
   }
   void save(const std::filesystem::path& folder) const override { rbar::save_pretrained(model_, folder); }
 

@@ -52,6 +52,59 @@ rbar_lm_test("train characters" 0 "\"tokenizer\":\"chars\"" train --text ${text}
 rbar_lm_test("audit finds the leak of the published CoRT" 1 "\"causal\":false" audit --model cort
              --causality reference ${tiny} --json)
 
+add_test(NAME "rbar_lm: sweep" COMMAND ${CMAKE_COMMAND} -DPROGRAM=$<TARGET_FILE:rbar_lm> -DTEXT=${text}
+         -DFOLDER=${folder}/sweep -P ${CMAKE_CURRENT_SOURCE_DIR}/rbar_lm/sweep_test.cmake)
+set_tests_properties("rbar_lm: sweep" PROPERTIES LABELS example)
+# rbar_lm_plan(NAME PATTERN PLAN): what a sweep says of a plan that it refuses.
+function(rbar_lm_plan NAME PATTERN PLAN)
+  string(MAKE_C_IDENTIFIER "${NAME}" file)
+  file(WRITE ${folder}/${file}.json "${PLAN}")
+  rbar_lm_test("sweep: ${NAME}" 2 "${PATTERN}" sweep ${file}.json --text ${text} --out refused)
+endfunction()
+set(run "\"name\": \"a\", \"model\": \"standard\"")
+rbar_lm_plan("no object" "expected an object, got array" "[]")
+rbar_lm_plan("no runs" "runs: expected a list of runs, got none" "{}")
+rbar_lm_plan("unknown key" "nearest is 'seeds'.*'seed'" "{\"seed\": 1, \"runs\": [{${run}}]}")
+rbar_lm_plan("unknown key of a run" "runs.0.: .*nearest is 'model'.*'modle'" "{\"runs\": [{${run}, \"modle\": 1}]}")
+rbar_lm_plan("unknown option" "a.train: .*nearest is 'steps'.*'step'"
+             "{\"runs\": [{${run}, \"train\": {\"step\": 1}}]}")
+rbar_lm_plan("option of another type" "train.steps: expected an integer"
+             "{\"train\": {\"steps\": \"many\"}, \"runs\": [{${run}}]}")
+rbar_lm_plan("option out of range" "learning_rate" "{\"train\": {\"lr\": [1e-3, -1]}, \"runs\": [{${run}}]}")
+rbar_lm_plan("list of something else" "train.batch" "{\"train\": {\"batch\": [1, 2]}, \"runs\": [{${run}}]}")
+rbar_lm_plan("unknown field of a model" "d_model.*'d_modle'" "{\"runs\": [{${run}, \"config\": {\"d_modle\": 16}}]}")
+rbar_lm_plan("bad value of a field" "n_heads" "{\"runs\": [{${run}, \"config\": {\"n_heads\": 3}}]}")
+rbar_lm_plan("short context" "max_seq_len: expected at least the context, 128, got 8"
+             "{\"runs\": [{${run}, \"config\": {\"max_seq_len\": 8}}]}")
+rbar_lm_plan("unknown family" "one of cgt" "{\"runs\": [{\"name\": \"a\", \"model\": \"cart\"}]}")
+rbar_lm_plan("no family" "a.model: expected the family" "{\"runs\": [{\"name\": \"a\"}]}")
+rbar_lm_plan("name twice" "another name than those before" "{\"runs\": [{${run}}, {${run}}]}")
+rbar_lm_plan("name of no folder" "name: expected .*got '../a'" "{\"runs\": [{\"name\": \"../a\", \"model\": \"cgt\"}]}")
+rbar_lm_plan("seed twice" "seeds: expected each value once, got 3" "{\"seeds\": [3, 3], \"runs\": [{${run}}]}")
+rbar_lm_plan("broken plan" "valid JSON" "{\"runs\": ")
+rbar_lm_test("sweep without a plan" 2 "nowhere.json" sweep nowhere.json --out refused)
+rbar_lm_test("sweep without a folder" 2 "--out" sweep nowhere.json)
+
+rbar_lm_test("ablate" 0 "\"name\":\"standard\"" ablate --text ${text} --d_model 16 --n_heads 2 --ssm_blocks 1
+             --pma_blocks 1 --steps 4 --batch 2 --context 16 --only full,no_gate,ssm_only,standard --seeds 1,2 --jobs 2
+             --out ablate --allow-changes --json)
+set_tests_properties("rbar_lm: ablate" PROPERTIES FIXTURES_SETUP ablate)
+rbar_lm_test("intervene" 0 "\"value\":0.5,\"nats\":[0-9.]+" intervene --from ablate/runs/full-lr0.001-seed1 --text ${text}
+             --on order_parameter --values 0,0.5,1 --windows 4 --csv intervene.csv --svg intervene.svg --json)
+rbar_lm_test("intervene on a layer that is not there" 2 "layer" intervene --from ablate/runs/full-lr0.001-seed1
+             --text ${text} --on gate --values 0 --layer 1)
+rbar_lm_test("intervene with a value that means nothing" 2 "temperature: expected a positive number" intervene
+             --from ablate/runs/full-lr0.001-seed1 --text ${text} --on temperature --values 1,0)
+rbar_lm_test("intervene on a model without phases" 2 "such as pma, got standard" intervene
+             --from ablate/runs/standard-lr0.001-seed1 --text ${text} --on gate --values 0)
+set_tests_properties(
+  "rbar_lm: intervene" "rbar_lm: intervene on a layer that is not there"
+  "rbar_lm: intervene with a value that means nothing" "rbar_lm: intervene on a model without phases"
+  PROPERTIES FIXTURES_REQUIRED ablate)
+rbar_lm_test("ablate what there is not" 2 "names among full, .*got everything" ablate --text ${text} --d_model 16
+             --n_heads 2 --only everything --out refused)
+rbar_lm_test("intervene on nothing that is known" 2 "--on" intervene --from ablate --text ${text} --on colour --values 0)
+
 rbar_lm_test("no command" 2 "subcommand")
 rbar_lm_test("unknown command" 2 "." fly)
 rbar_lm_test("unknown option" 2 "d_model" train --text ${text} --d_modle 16)
