@@ -56,13 +56,14 @@ struct KuramotoDynamics {
     forward(initial, view(natural_frequency), angles, cache);
   }
 
-  // The same with other frequencies than the layer's own [n_heads, n_oscillators] (jittered ones).
+  // The same with other frequencies than the layer's own [n_heads, n_oscillators] (jittered ones). `initial` may be
+  // cache.initial itself.
   void forward(ConstTensorView<T, 3> initial, ConstTensorView<T, 2> frequency, Tensor<T, 3>& angles,
                Cache& cache) const {
     check("KuramotoDynamics::forward", initial, frequency);
     const Index batch = initial.dimension(0), tokens = initial.dimension(1);
     ensure_shape(cache.initial, shape_of(initial));
-    std::copy_n(initial.data(), initial.size(), cache.initial.data());
+    if (initial.data() != cache.initial.data()) std::copy_n(initial.data(), initial.size(), cache.initial.data());
     ensure_shape(angles, shape_of(initial));
     spread(frequency, cache.frequency, cache.strength);
     if (config.causality == Causality::causal)

@@ -74,10 +74,10 @@ struct PhaseAttention {
     std::uint64_t dropout_stream = 0;  // this layer uses it and the next one
     double auxiliary_loss = 0;         // the regulariser's, weighted
     Tensor<T, 3> input;                // copy of x
-    Tensor<T, 3> initial, angles;      // [B, T, H·N] π·tanh(…), and after the last step
-    Tensor<T, 3> noisy;                // initial with noise, where there is any
-    Tensor<T, 2> read;                 // [B·T, read_width] what W_o reads (circular)
-    Tensor<T, 2> jitter, frequency;    // [H, N] factor, and ω with it
+    Tensor<T, 3> noiseless;          // [B, T, H·N] π·tanh(…), where noise is added; else dynamics.initial is that
+    Tensor<T, 3> angles;             // [B, T, H·N] after the last step
+    Tensor<T, 2> read;               // [B·T, read_width] what W_o reads (circular)
+    Tensor<T, 2> jitter, frequency;  // [H, N] factor, and ω with it
     RegularizerCache regularizer;
     typename KuramotoDynamics<T>::Cache dynamics;
     mutable Tensor<T, 2> dread, dfrequency;  // scratch of backward
@@ -107,13 +107,12 @@ struct PhaseAttention {
     ensure_shape(cache.input, shape_of(x));
     std::copy_n(x.data(), x.size(), cache.input.data());
     ensure_shape(y, shape_of(x));
-    first_angles(x, cache.initial);
-    const bool noisy = noise_drawn(cache);
-    if (noisy) {
-      cache.noisy = cache.initial;
-      add_phase_noise<T>(config.phase_noise, stream(cache, 0), view(cache.noisy));
+    first_angles(x, cache.dynamics.initial);
+    if (noise_drawn(cache)) {
+      cache.noiseless = cache.dynamics.initial;
+      add_phase_noise<T>(config.phase_noise, stream(cache, 0), view(cache.dynamics.initial));
     }
-    const ConstTensorView<T, 3> start = view(noisy ? std::as_const(cache.noisy) : std::as_const(cache.initial));
+    const ConstTensorView<T, 3> start = view(std::as_const(cache.dynamics.initial));
     if (jitter_drawn(cache)) {
       ensure_shape(cache.jitter, shape_of(dynamics.natural_frequency));
       frequency_jitter(config.frequency_jitter, stream(cache, 1), cache.jitter);
@@ -157,8 +156,9 @@ struct PhaseAttention {
     } else {
       dynamics.backward(view(std::as_const(cache.dangles)), cache.dynamics, cache.dinitial, grad.dynamics);
     }
+    const T* from_tanh = (noise_drawn(cache) ? cache.noiseless : cache.dynamics.initial).data();
     parallel_for(count, rows_per_chunk(), [&](Index begin, Index end) {
-      simd::phases_from_features_backward(cache.initial.data() + begin * width, (end - begin) * width,
+      simd::phases_from_features_backward(from_tanh + begin * width, (end - begin) * width,
                                           cache.dinitial.data() + begin * width);
     });
     to_phase.backward(rows(std::as_const(cache.dinitial)), rows(cache.input), rows(dx), grad.to_phase);
