@@ -1,8 +1,8 @@
 // Oscillators along a sequence and attention on the torus.
 //
 // dynamics_*: ten Euler steps of 12 heads × 32 oscillators. Gelem/s counts phases moved once; the FLOPs behind
-// peak_share are what an evaluation costs as written (a multiply-add is two): 42 forward, and backward the 42 again and
-// 21 more (causal) or 48 (all to all, where sines and cosines are taken twice).
+// peak_share are what an evaluation costs as written (a multiply-add is two): 44 forward (all to all: 42), and backward
+// those again and 27 more (causal) or 48 (all to all, where sines and cosines are taken twice).
 //
 // phase_attention: the layer of d = 768 around them, forward and backward. `heap_bytes_per_token` is what its cache and
 // gradients take at once (the same at every length: O(tokens)), `dynamics_share` the oscillators' part of the time.
@@ -29,8 +29,8 @@ using namespace rbar;
 
 constexpr Index heads = 12, oscillators = 32, phase_model = 768;
 // Of an evaluation.
-constexpr double forward_flops = 42;
-constexpr double backward_flops(bool causal) { return forward_flops + (causal ? 21 : 48); }
+constexpr double forward_flops(bool causal) { return causal ? 44 : 42; }
+constexpr double backward_flops(bool causal) { return forward_flops(causal) + (causal ? 27 : 48); }
 
 Tensor<float, 3> random_angles(Index tokens, Index width) {
   Tensor<float, 3> angles(1, tokens, width);
@@ -62,7 +62,8 @@ struct Dynamics {
 
 void dynamics_forward(benchmark::State& state) {
   Dynamics x(state.range(0), state.range(1) != 0);
-  bench::measure(state, {.flops = forward_flops * x.evaluations(), .elements = x.evaluations()}, [&] { x.forward(); });
+  bench::measure(state, {.flops = forward_flops(state.range(1) != 0) * x.evaluations(), .elements = x.evaluations()},
+                 [&] { x.forward(); });
 }
 void dynamics_backward(benchmark::State& state) {
   Dynamics x(state.range(0), state.range(1) != 0);
@@ -98,8 +99,10 @@ void phase_attention(benchmark::State& state) {
       bench::paired_ratio([&] { only.forward(), only.backward(); }, [&] { both(y, dx, cache, grad); });
   const double maps = 3 * 2 * static_cast<double>(tokens * phase_model) *
                       static_cast<double>(config.kuramoto.width() + config.read_width());
-  bench::measure(state, {.flops = maps + (forward_flops + backward_flops(state.range(1) != 0)) * only.evaluations()},
-                 [&] { both(y, dx, cache, grad); });
+  bench::measure(
+      state,
+      {.flops = maps + (forward_flops(state.range(1) != 0) + backward_flops(state.range(1) != 0)) * only.evaluations()},
+      [&] { both(y, dx, cache, grad); });
 }
 
 // Bare dot-product attention of head dimension 2·d_h.
