@@ -293,9 +293,9 @@ struct SelectiveSSM {
     T* gated = gated_scratch(count);
     const bool keeps = cache.borders.size() > 0;  // a stream has no backward
     for_blocks(batch, tokens, [&](Index b, Index channel, Index block) {
-      simd::selective_scan(scan_block(cache, b, tokens, channel), &cache.state(block, 0),
-                           keeps ? &cache.borders(block, 0) : nullptr, gated + b * tokens * inner + channel,
-                           scan_memory());
+      simd::selective_scan(scan_block(cache, b, tokens, channel), cache.state.data() + block * state_size(),
+                           keeps ? cache.borders.data() + block * cache.borders.dimension(1) : nullptr,
+                           gated + b * tokens * inner + channel, scan_memory());
     });
     out_proj.forward(as_const(matrix(gated, count, inner)), rows(y));
   }
@@ -315,8 +315,9 @@ struct SelectiveSSM {
                                            .selection = scratch.partial_selection + row * 2 * states,
                                            .log_rate = rate,
                                            .skip = rate + state_size()};
-      simd::selective_scan_backward(scan_block(cache, b, tokens, channel), &cache.borders(block, 0),
-                                    scratch.dinner + at, gated + at, gradient, scan_memory());
+      simd::selective_scan_backward(scan_block(cache, b, tokens, channel),
+                                    cache.borders.data() + block * cache.borders.dimension(1), scratch.dinner + at,
+                                    gated + at, gradient, scan_memory());
     });
     parallel_for(count, 64, [&](Index begin, Index end) {
       for (Index n = begin; n < end; ++n) {
