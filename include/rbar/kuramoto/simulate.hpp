@@ -91,7 +91,7 @@ Simulation<T> simulate(std::type_identity_t<std::span<const T>> frequency,
 
   Simulation<T> run;
   run.order.reserve(static_cast<std::size_t>(config.n_steps) + 1);
-  const auto observe = [&] { run.order.push_back(std::min(1.0, std::hypot(mean.cosine, mean.sine))); };
+  const auto observe = [&] { run.order.push_back(std::min(std::hypot(mean.cosine, mean.sine), 1.0)); };
   for_all([&](Index i, Index n) {
     return simd::ensemble_phasors<T>(start.data() + i, n, cosine.data() + i, sine.data() + i);
   });
