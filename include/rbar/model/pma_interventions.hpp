@@ -27,6 +27,7 @@ class PhaseInterventions {
   PhaseInterventions() = default;
   PhaseInterventions(const PhaseInterventions&) noexcept {}
   PhaseInterventions(PhaseInterventions&&) noexcept = default;
+  // NOLINTNEXTLINE(bugprone-unhandled-self-assignment): nothing is assigned
   PhaseInterventions& operator=(const PhaseInterventions&) noexcept { return *this; }
   PhaseInterventions& operator=(PhaseInterventions&&) noexcept { return *this; }
   ~PhaseInterventions() = default;
