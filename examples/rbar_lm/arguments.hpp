@@ -47,7 +47,7 @@ struct Arguments {
 
   std::string plan;  // of a sweep
   std::vector<std::uint64_t> seeds;
-  std::vector<std::string> only;  // of the ablations
+  std::vector<std::string> only;  // of the runs; empty: all
   int jobs = 1;                   // runs at once
   bool report = false;            // only the tables
 

@@ -86,6 +86,8 @@ void add_training(CLI::App& command, Arguments& a) {
       ->capture_default_str();
   command.add_option("--clip", t.clip_norm, "Largest norm of the gradient (0: no clipping)")->capture_default_str();
   command.add_option("--validate-every", a.training.validate_every, "Steps between validations (0: only at the end)");
+  command.add_option("--validate-tokens", a.training.validate_tokens, "Tokens of a validation (0: all of the part)")
+      ->check(CLI::NonNegativeNumber);
   command.add_option("--save-every", a.training.save_every, "Steps between checkpoints in --out (0: only at the end)");
 }
 void add_run_folder(CLI::App& command, Arguments& a) {
@@ -157,6 +159,9 @@ int run(int count, char** values) {
   CLI::App& sweep_command = *app.add_subcommand("sweep", "Train all runs of a plan on the same data and compare them");
   sweep_command.add_option("plan", a.plan, "JSON file: text, seeds, train, runs")->required();
   sweep_command.add_option("--text", a.text, "Text file instead of the plan's");
+  sweep_command
+      .add_option("--only", a.only, "Train these runs only, by name or folder, such as torus,torus-lr0.001-seed2")
+      ->delimiter(',');
   add_sweep(sweep_command, a);
 
   CLI::App& ablate_command = *app.add_subcommand("ablate", "Sweep over a pma model without each of its parts");

@@ -15,6 +15,11 @@
 #include <tuple>
 #include <utility>
 
+#if RBAR_POSIX_FILES
+#include <fcntl.h>
+#include <sys/file.h>
+#endif
+
 namespace rbar_lm {
 namespace {
 
@@ -24,14 +29,40 @@ std::uint64_t windows_of(const rbar::TrainingConfig& config) {
   return static_cast<std::uint64_t>(config.steps * config.batch_size * config.accumulation);
 }
 
+// Keeps other processes from a run until it is destroyed or the process ends; where files have no locks, nothing does.
+class RunLock {
+ public:
+#if RBAR_POSIX_FILES
+  explicit RunLock(const fs::path& folder) : file_(folder / "lock", O_RDWR | O_CREAT, 0666) {
+    held_ = file_ && ::flock(file_.get(), LOCK_EX | LOCK_NB) == 0;
+  }
+#else
+  explicit RunLock(const fs::path&) : held_(true) {}
+#endif
+  bool held() const { return held_; }
+
+ private:
+#if RBAR_POSIX_FILES
+  rbar::detail::FileDescriptor file_;
+#endif
+  bool held_;
+};
+
+bool is_asked_for(const PlannedRun& run, const std::vector<std::string>& only) {
+  return only.empty() || std::find(only.begin(), only.end(), run.name) != only.end() ||
+         std::find(only.begin(), only.end(), run.folder_name()) != only.end();
+}
+
 // Digest of what Trainer shows a model with this seed, window after window, and of the validation tokens.
-std::string data_digest(const Corpus& corpus, std::uint64_t seed, std::uint64_t windows, Index length) {
+std::string data_digest(const Corpus& corpus, const TrainingOptions& options) {
+  const std::uint64_t windows = windows_of(options.config);
+  const Index length = options.config.window;
   constexpr std::uint64_t most = 256;  // windows at a time
   std::string sums;
   const auto add = [&sums](const rbar::Token* tokens, Index count) {
     sums += rbar::detail::checksum(std::as_bytes(std::span(tokens, static_cast<std::size_t>(count))));
   };
-  rbar::RandomWindows order{.seed = seed};
+  rbar::RandomWindows order{.seed = options.config.seed};
   rbar::TokenBatch batch;
   while (order.drawn < windows) {
     const auto count = static_cast<Index>(std::min(most, windows - order.drawn));
@@ -39,7 +70,7 @@ std::string data_digest(const Corpus& corpus, std::uint64_t seed, std::uint64_t 
     add(batch.inputs.data(), batch.inputs.size());
     add(batch.targets.data(), batch.targets.size());
   }
-  const rbar::TokenSpan validation = corpus.data.validation();
+  const rbar::TokenSpan validation = validation_of(corpus, options);
   add(validation.data(), static_cast<Index>(validation.size()));
   return rbar::detail::checksum(std::as_bytes(std::span(sums)));
 }
@@ -51,25 +82,27 @@ class Sweep {
         a_(a),
         text_(read_text(plan.text)),
         corpus_(make_tokenizer(plan.tokenizer, text_, plan.bpe_vocabulary, plan.bpe_merges), text_) {
-    rbar::require(corpus_.data.validation().size() > 1, "sweep", plan.text, "at least 2 tokens to validate on",
-                  corpus_.data.validation().size());
-    std::map<std::tuple<std::uint64_t, std::uint64_t, Index>, std::string> digests;
+    std::map<std::tuple<std::uint64_t, std::uint64_t, Index, Index>, std::string> digests;
     for (const PlannedRun& run : plan_.runs) {
       const rbar::TrainingConfig& config = run.training.config;
-      std::string& digest = digests[{config.seed, windows_of(config), config.window}];
-      if (digest.empty()) digest = data_digest(corpus_, config.seed, windows_of(config), config.window);
+      std::string& digest = digests[{config.seed, windows_of(config), config.window, run.training.validate_tokens}];
+      if (digest.empty()) digest = data_digest(corpus_, run.training);
       definitions_.push_back(define(run, digest));
     }
     require_same_data(definitions_);
     for (std::size_t i = 0; i < definitions_.size(); ++i) check_folder(i);
   }
 
-  // All runs that have no result yet. Returns how many failed.
+  // All runs asked for that have no result yet. Returns how many failed.
   int train() {
     std::vector<std::size_t> open;
-    for (std::size_t i = 0; i < plan_.runs.size(); ++i)
+    std::size_t asked = 0;
+    for (std::size_t i = 0; i < plan_.runs.size(); ++i) {
+      if (!is_asked_for(plan_.runs[i], a_.only)) continue;
+      ++asked;
       if (!fs::exists(folder(i) / "result.json")) open.push_back(i);
-    std::fprintf(stderr, "%zu runs, %zu of them finished before\n", plan_.runs.size(), plan_.runs.size() - open.size());
+    }
+    std::fprintf(stderr, "%zu runs, %zu of them finished before\n", asked, asked - open.size());
     if (a_.jobs == 1) {
       for (const std::size_t i : open) attempt(i);
     } else {
@@ -121,6 +154,7 @@ class Sweep {
                                         rbar::read_json(path).flatten());
     } catch (const rbar::Error& error) {
       if (!a_.allow_changes) throw rbar::Error(error.what() + std::string("; --allow-changes trains it anew"));
+      rbar::require(RunLock(folder(i)).held(), "sweep", folder(i).string(), "a run that nobody trains", "a lock");
       fs::remove_all(folder(i));
     }
   }
@@ -128,6 +162,9 @@ class Sweep {
   void attempt(std::size_t i) noexcept {
     const std::string name = plan_.runs[i].folder_name();
     try {
+      fs::create_directories(folder(i));
+      const RunLock lock(folder(i));
+      if (!lock.held()) return say(name + ": another process trains it");
       say(name + ": starts");
       const RunResult result = train_run(i);
       say(name + rbar::detail::format_line(": %.4f nats, %.4f bits a byte", result.val_nats, result.bits_per_byte));
@@ -138,7 +175,6 @@ class Sweep {
 
   RunResult train_run(std::size_t i) {
     const PlannedRun& run = plan_.runs[i];
-    fs::create_directories(folder(i));
     fs::remove(folder(i) / "failure.txt");
     rbar::write_json(folder(i) / "run.json", definitions_[i].to_json());
     const bool resume = fs::exists(folder(i) / "checkpoint.safetensors");
@@ -206,6 +242,10 @@ void print_summary(const std::vector<SummaryRow>& rows) {
 }  // namespace
 
 int run_sweep(const SweepPlan& plan, const Arguments& a) {
+  for (const std::string& name : a.only)
+    rbar::require(std::any_of(plan.runs.begin(), plan.runs.end(),
+                              [&](const PlannedRun& run) { return is_asked_for(run, {name}); }),
+                  "arguments", "--only", "runs of the plan, by name or folder", name);
   int failed = 0;
   if (!a.report) failed = Sweep(plan, a).train();
 

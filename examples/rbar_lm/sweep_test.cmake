@@ -107,6 +107,26 @@ file(REMOVE_RECURSE ${FOLDER}/killed/runs/baseline-lr0.001-seed2)
 expect(0 "baseline +[0-9]+ +0.001 +1 " sweep ${FOLDER}/plan.json --out ${FOLDER}/killed --report)
 expect(2 "a folder with runs of the plan" sweep ${FOLDER}/plan.json --out ${FOLDER}/nothing --report)
 
+# Some of the runs, on a part of the validation text; none that another process trains.
+write_plan(some.json 10 "")
+expect(0 "2 runs, 0 of them finished before" sweep ${FOLDER}/some.json --out ${FOLDER}/some --only
+       torus-lr0.001-seed2,baseline-lr0.001-seed1)
+expect(2 "--only: expected runs of the plan, by name or folder, got nobody" sweep ${FOLDER}/some.json --out
+       ${FOLDER}/some --only nobody)
+find_program(FLOCK flock)
+if(FLOCK)
+  set(run ${FOLDER}/some/runs/torus-lr0.001-seed2)
+  file(REMOVE ${run}/result.json)
+  execute_process(COMMAND ${FLOCK} ${run}/lock ${PROGRAM} sweep ${FOLDER}/some.json --out ${FOLDER}/some --only torus
+                  ERROR_VARIABLE output OUTPUT_QUIET RESULT_VARIABLE result)
+  if(NOT result EQUAL 0 OR NOT output MATCHES "torus-lr0.001-seed2: another process trains it" OR EXISTS
+                                                                                           ${run}/result.json)
+    message(FATAL_ERROR "trains what another process trains:\n${output}")
+  endif()
+endif()
+write_plan(part.json 10 "\"batch\": 2}}, {\"name\": \"part\", \"model\": \"standard\", \"config\": {\"d_model\": 16}, \"train\": {\"validate_tokens\": 40")
+expect(2 "data of part, seed 1: expected the windows of torus" sweep ${FOLDER}/part.json --out ${FOLDER}/part)
+
 # What changed since, what differs in its data, what diverges.
 write_plan(changed.json ${steps} "\"clip\": 0.5")
 expect(2 "/train/clip 0.5 .as here., got /train/clip 1.*--allow-changes" sweep ${FOLDER}/changed.json --out

@@ -1,5 +1,6 @@
 #include "training.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace rbar_lm {
@@ -13,6 +14,15 @@ Corpus::Corpus(AnyTokenizer tokenizer_, std::string_view text)
       data(tokenizer.encode(text)),
       bytes_per_token(rbar_lm::bytes_per_token(tokenizer, data.validation())) {}
 
+rbar::TokenSpan validation_of(const Corpus& corpus, const TrainingOptions& options) {
+  rbar::TokenSpan tokens = corpus.data.validation();
+  if (options.validate_tokens > 0)
+    tokens = tokens.first(std::min(tokens.size(), static_cast<std::size_t>(options.validate_tokens)));
+  rbar::require(options.validate_tokens >= 0 && tokens.size() > 1, "training", "validate_tokens",
+                "0 (all), or at least 2 of the tokens there are", options.validate_tokens);
+  return tokens;
+}
+
 std::unique_ptr<AnyModel> fresh_model(const std::string& family, nlohmann::json settings, const Corpus& corpus,
                                       Index window, std::uint64_t seed) {
   settings["vocab_size"] = corpus.tokenizer.vocabulary;
@@ -23,7 +33,7 @@ std::unique_ptr<AnyModel> fresh_model(const std::string& family, nlohmann::json 
 TrainingResult train(AnyModel& model, const Corpus& corpus, const TrainingOptions& options, const RunFolder& where) {
   TrainingRun run;
   run.train = corpus.data.train();
-  run.validation = corpus.data.validation();
+  run.validation = validation_of(corpus, options);
   run.config = options.config;
   run.validate_every = options.validate_every;
   run.save_every = options.save_every;

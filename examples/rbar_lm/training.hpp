@@ -18,6 +18,7 @@ namespace rbar_lm {
 struct TrainingOptions {
   rbar::TrainingConfig config;
   Index validate_every = 0, save_every = 0;  // steps; 0: only at the end
+  Index validate_tokens = 0;                 // from the beginning of the validation part; 0: all of it
 
   TrainingOptions() { config.optimizer.learning_rate = 1e-3; }
 
@@ -38,6 +39,7 @@ struct TrainingOptions {
     v("clip", config.clip_norm);
     v("validate_every", validate_every);
     v("save_every", save_every);
+    v("validate_tokens", validate_tokens);
   }
 };
 
@@ -50,6 +52,8 @@ struct Corpus {
 };
 
 double bytes_per_token(const AnyTokenizer&, rbar::TokenSpan);
+// What a run with these options validates on. Errors: fewer than 2 tokens, which predict nothing.
+rbar::TokenSpan validation_of(const Corpus&, const TrainingOptions&);
 
 // A model of `family` for the tokens of the corpus; its context is the window unless the settings say otherwise.
 std::unique_ptr<AnyModel> fresh_model(const std::string& family, nlohmann::json settings, const Corpus&, Index window,
