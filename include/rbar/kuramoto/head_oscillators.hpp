@@ -22,10 +22,10 @@ struct HeadOscillators {
 
   Index block_size() const { return heads * columns; }
   Index record_size() const { return steps * block_size(); }
-  Index work_size() const { return 5 * block_size(); }
+  Index work_size() const { return 7 * block_size(); }
 
   // Phases [heads, columns] in place, wrapped into [−π, π] at the end; strength: K [columns]. record: the phases before
-  // every step.
+  // every step; work: work_size(), what advance_all_backward asks for.
   void advance(const T* strength, T* phases, T* record, T* work) const {
     for (Index step = 0; step < steps; ++step) {
       simd::advance_all(block(strength), phases, heads, record + step * block_size(), work);
@@ -40,19 +40,15 @@ struct HeadOscillators {
   // added to.
   void backward(const T* strength, const T* record, T* dphases, double* dfrequency, double* dstrength, T* work) const {
     const T dt = static_cast<T>(step_size);
-    T* dvelocity = work;
-    double no_frequency[columns] = {};
+    double at_rest_frequency[columns] = {};  // of a column, where only heads have one
     for (Index step = steps; step-- > 0;) {
       for (Index h = 0; h < heads; ++h) {
         T sum = 0;
-        for (Index c = 0; c < columns; ++c) {
-          dvelocity[h * columns + c] = dt * dphases[h * columns + c];
-          sum += dvelocity[h * columns + c];
-        }
+        for (Index c = 0; c < columns; ++c) sum += dt * dphases[h * columns + c];
         dfrequency[h] += static_cast<double>(sum);
       }
-      simd::oscillator_field_backward(block(strength), heads, record + step * block_size(), dvelocity, dphases,
-                                      no_frequency, dstrength, work + block_size());
+      simd::advance_all_backward(block(strength), heads, record + step * block_size(), dphases, at_rest_frequency,
+                                 dstrength, work);
     }
   }
 
