@@ -13,7 +13,7 @@ namespace rbar {
 // Empty members leave the layer alone (`= {}`: so that compilers let designated initialisers leave some out). What is
 // overridden is a constant to the backward pass.
 struct PhaseIntervention {
-  std::optional<double> coupling = {};         // K of every token
+  std::optional<double> coupling = {};         // K of every token, at most largest_phase_step/dt with |ω|
   std::optional<double> order_parameter = {};  // R where the temperature reads it, in [0, 1]; the phases keep their own
   std::optional<double> temperature = {};      // τ of every row, positive
   std::optional<double> gate = {};             // λ, in [0, 1]

@@ -23,7 +23,8 @@
 namespace rbar {
 
 // x [batch, tokens, d_model] and h [batch, tokens, d_coupling] -> [batch, tokens, d_model]. Errors: other shapes, no
-// tokens or more than max_seq_len, α or β at −1 or below (τ would not be positive), a bad intervention.
+// tokens or more than max_seq_len, α or β at −1 or below (τ would not be positive), τ too small or large for T,
+// dt·(|ω| + |K|) beyond largest_phase_step, a bad intervention.
 template <class T>
 struct PhaseModulatedAttention {
   using Scalar = T;
@@ -56,7 +57,7 @@ struct PhaseModulatedAttention {
 
     AttentionState<T> attention;
     PositionPhases<T> positions;
-    Cache scratch;  // phases, order_parameter, temperature and coupling of the last step's tokens
+    Cache scratch;  // phases, order_parameter, temperature and coupling: the last step's tokens in their first rows
   };
 
   Config config;
@@ -128,6 +129,7 @@ struct PhaseModulatedAttention {
       ensure_shape(cache.state, {x.dimension(0) * x.dimension(1), config.coupling_width()});
       std::copy(state.data(), state.data() + state.size(), cache.state.data());
     }
+    phases().make_room(x.dimension(0) * x.dimension(1), /*streaming=*/false, cache);
     phases().settle(x, state, /*first_position=*/0, cache.intervention, cache.positions, cache);
     passes(cache, cache.positions).forward(operation, x, y, cache.attention);
   }
@@ -145,6 +147,7 @@ struct PhaseModulatedAttention {
     constexpr const char* operation = "PhaseModulatedAttention::step";
     require_inputs(operation, x, state, stream.attention.position);
     stream.positions.extend(phases_of_positions(), stream.attention.position + x.dimension(1), config.max_seq_len);
+    phases().make_room(x.dimension(0) * x.dimension(1), /*streaming=*/true, stream.scratch);
     phases().settle(x, state, stream.attention.position, stream.intervention, stream.positions, stream.scratch);
     passes(stream.scratch, stream.positions).step(operation, x, y, stream.attention);
   }

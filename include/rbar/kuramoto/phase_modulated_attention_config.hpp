@@ -3,6 +3,7 @@
 
 #include "rbar/core/error.hpp"
 #include "rbar/core/tensor.hpp"
+#include "rbar/kuramoto/dynamics_config.hpp"
 #include "rbar/nn/rotary.hpp"
 
 #include <cmath>
@@ -82,7 +83,8 @@ struct PhaseModulatedAttentionConfig {
     require(temperature > 0 && std::isfinite(temperature), where, "temperature", "a positive number", temperature);
     require(alpha > -1 && std::isfinite(alpha), where, "alpha", "a number above -1", alpha);
     require(beta > -1 && std::isfinite(beta), where, "beta", "a number above -1", beta);
-    require(std::isfinite(coupling), where, "coupling", "a finite number", coupling);
+    require(dt * std::abs(coupling) <= largest_phase_step, where, "coupling", "at most 1000 radians in a step of dt",
+            coupling);
     require(rotary == Rotary::none || dim_per_head() % 2 == 0, where, "d_model / n_heads with rotary positions",
             "an even number", dim_per_head());
     require(rope_base > 0, where, "rope_base", "a positive number", rope_base);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "rbar/core/parallel.hpp"
+#include "rbar/kuramoto/dynamics_config.hpp"
 #include "rbar/kuramoto/head_oscillators.hpp"
 #include "rbar/kuramoto/interventions.hpp"
 #include "rbar/kuramoto/phase_score.hpp"
@@ -26,7 +27,20 @@ struct PhasePasses {
 
   const Layer& layer;
 
-  // Phases, R, K and τ of every row of x and state, which start at `first_position`.
+  // Room for the results of `settle` on `count` rows: exactly that in a forward pass, whose cache is read as a whole. A
+  // stream's pieces change in length, so its room only grows.
+  void make_room(Index count, bool streaming, Cache& cache) const {
+    const Index heads = layer.config.n_heads;
+    const auto make = [&](Tensor<T, 2>& tensor) {
+      streaming ? ensure_rows(tensor, count, heads) : ensure_shape(tensor, {count, heads});
+    };
+    for (Tensor<T, 2>* tensor : {&cache.phases, &cache.cosine, &cache.sine, &cache.temperature}) make(*tensor);
+    if (layer.config.has_phase_map()) make(cache.initial);
+    for (Tensor<T, 1>* tensor : {&cache.order_parameter, &cache.coupling})
+      if (!streaming || tensor->size() < count) ensure_shape(*tensor, {count});
+  }
+
+  // Phases, R, K and τ of every row of x and state, which start at `first_position`, into a cache with room for them.
   void settle(ConstTensorView<T, 3> x, ConstTensorView<T, 3> state, Index first_position,
               const PhaseIntervention* intervention, const PositionPhases<T>& positions, Cache& cache) const {
     const auto& config = layer.config;
@@ -34,23 +48,14 @@ struct PhasePasses {
     cache.applied = intervention ? *intervention : PhaseIntervention{};
     cache.applied.validate();
     const PhaseTemperature<T> law = temperature_law();
-    require(law.alpha > -1, "PhaseModulatedAttention", "alpha", "above -1: a positive temperature", law.alpha);
-    require(law.beta > -1, "PhaseModulatedAttention", "beta", "above -1: a positive temperature", law.beta);
-    for (Tensor<T, 2>* tensor : {&cache.phases, &cache.cosine, &cache.sine, &cache.temperature})
-      ensure_shape(*tensor, {count, heads});
-    ensure_shape(cache.order_parameter, {count});
-    ensure_shape(cache.coupling, {count});
-    if (config.has_phase_map()) {
-      ensure_shape(cache.initial, {count, heads});
-      layer.phase_map.forward(rows(x), rows(cache.initial));
-    }
-    if (cache.applied.coupling) {
-      cache.coupling.setConstant(static_cast<T>(*cache.applied.coupling));
-    } else if (config.has_coupling_map()) {
+    require_temperatures(law, cache.applied);
+    require_turn(cache.applied);
+    if (config.has_phase_map()) layer.phase_map.forward(rows(x), top_rows(cache.initial, count));
+    if (!cache.applied.coupling && config.has_coupling_map()) {
       layer.coupling_map.forward(rows(state), MatrixView<T>(cache.coupling.data(), count, 1));
-      for (T& strength : elements(cache.coupling)) strength = T(2) / (T(1) + std::exp(-strength));
+      for (Index n = 0; n < count; ++n) cache.coupling(n) = T(2) / (T(1) + std::exp(-cache.coupling(n)));
     } else {
-      cache.coupling.setConstant(static_cast<T>(config.has_phase_map() ? config.coupling : 0.0));
+      std::fill_n(cache.coupling.data(), count, static_cast<T>(constant_coupling(cache.applied)));
     }
     const auto position = [=](Index row) { return first_position + row % tokens; };
     parallel_for((count + columns - 1) / columns, blocks_per_chunk(), [&](Index begin, Index end) {
@@ -143,6 +148,37 @@ struct PhasePasses {
             layer.config.dt};
   }
   Index blocks_per_chunk() const { return std::max<Index>(1, 128 / layer.config.n_heads); }
+  double constant_coupling(const PhaseIntervention& set) const {
+    return set.coupling.value_or(layer.config.has_phase_map() ? layer.config.coupling : 0.0);
+  }
+
+  // As numbers of T: a τ of 1e-50 is 0 as a float, and one of 1e39 infinite. Var P and R lie in [0, 1], so the law
+  // takes its extremes at their ends.
+  static void require_temperatures(const PhaseTemperature<T>& law, const PhaseIntervention& set) {
+    constexpr const char *where = "PhaseModulatedAttention", *expected = "a positive normal number of its precision";
+    const auto fits = [](T temperature) { return temperature > 0 && std::isnormal(temperature); };
+    require(law.alpha > -1, where, "alpha", "above -1: a positive temperature", law.alpha);
+    require(law.beta > -1, where, "beta", "above -1: a positive temperature", law.beta);
+    require(fits(law.base), where, "temperature", expected, law.base);
+    const T coldest = law(law.beta < 0 ? T(1) : T(0), law.alpha < 0 ? T(0) : T(1));
+    const T hottest = law(law.beta < 0 ? T(0) : T(1), law.alpha < 0 ? T(1) : T(0));
+    require(fits(coldest), where, "temperature with alpha and beta", expected, coldest);
+    require(fits(hottest), where, "temperature with alpha and beta", expected, hottest);
+    if (set.temperature)
+      require(fits(static_cast<T>(*set.temperature)), "PhaseIntervention", "temperature", expected, *set.temperature);
+  }
+  // Angles that grow without bound lose their digits and then their number. The mean of sines is at most 1 long, and a
+  // learned K at most 2.
+  void require_turn(const PhaseIntervention& set) const {
+    if (!layer.config.has_phase_map() || layer.config.n_steps == 0) return;
+    const bool learned = !set.coupling && layer.config.has_coupling_map();
+    const double strength = learned ? 2.0 : std::abs(constant_coupling(set));
+    for (Index h = 0; h < layer.config.n_heads; ++h) {
+      const double turn = layer.config.dt * (std::abs(static_cast<double>(layer.frequency(h))) + strength);
+      require(turn <= largest_phase_step, "PhaseModulatedAttention", "dt·(|ω| + |K|)", "at most 1000 radians a step",
+              turn);
+    }
+  }
   bool phases_learn(const Cache& cache) const { return layer.config.has_oscillators() && !cache.applied.phase; }
   bool temperature_learns(const Cache& cache) const {
     return layer.config.adaptive_temperature && !cache.applied.temperature;
