@@ -6,6 +6,7 @@
 #include "rbar/attention/multi_head_attention.hpp"
 #include "rbar/core/random.hpp"
 #include "rbar/kuramoto/phase_modulated_attention.hpp"
+#include "rbar/sheaf/sheaf_score.hpp"
 #include "support.hpp"
 
 #include <cmath>
@@ -99,32 +100,11 @@ void backward(benchmark::State& state, bool causal) {
 void backward_full(benchmark::State& state) { backward(state, false); }
 void backward_causal(benchmark::State& state) { backward(state, true); }
 
-// 2β s − β‖k‖², one number a key.
-struct SheafScore {
-  static constexpr int key_values = 1;
-  float beta;
-  const float* square_norm;  // [row][head]
-  Index heads;
-
-  double query_scale(const QueryIndex&) const { return 2 * beta; }
-  void load_key(const KeyIndex& key, float* values) const {
-    values[0] = beta * square_norm[key.row * heads + key.head];
-  }
-  template <class B>
-  B logit(const B& dot, const auto&, const auto& key, const PairLanes&) const {
-    return dot - key[0];
-  }
-  template <class B>
-  B vjp(const B& dlogit, const B&, const auto&, const auto&, const PairLanes&, auto&, auto& dkey, auto&) const {
-    dkey[0] -= dlogit;
-    return dlogit;
-  }
-};
-
 void score_sheaf(benchmark::State& state) {
   Setting x(state.range(0), state.range(1), state.range(2));
   std::vector<float> norms(static_cast<std::size_t>(x.tokens * x.heads), static_cast<float>(x.dim));
-  const SheafScore score{0.05f, norms.data(), x.heads};
+  const std::vector<float> beta(static_cast<std::size_t>(x.heads), 0.05f);
+  const SheafScore<float> score{beta.data(), norms.data(), x.heads};
   bench::measure(
       state, {.flops = x.flops(false)}, [&] { x.forward(score, FullMask{}); },
       [&] { x.forward(x.score(), FullMask{}); });
