@@ -145,6 +145,46 @@ TEST_CASE_METHOD(Fixture, "interventions belong to the model, not to its copies"
   ends_first.reset();
 }
 
+TEST_CASE_METHOD(Fixture, "a model under a scope may become one of other depth") {
+  auto config = tiny_config();
+  config.pma_blocks = 4;
+  const Model deep = random_model<double>(config, 23), shallow = model;
+  const auto expected = deep(tokens), changed = under({.gate = 0.9});
+  {
+    const auto scope = set_gate_override(model, 0.9);
+    model = deep;
+    // The layers that it had when the scope began are under it, the others cannot be.
+    for (std::size_t l = 0; l < 4; ++l) CHECK((model.interventions.on(l) != nullptr) == (l < 2));
+    CHECK(model.interventions.on(99) == nullptr);
+    CHECK(!same(model(tokens), expected));
+    const auto younger = set_coupling_override(model, 1.0, 3);
+    for (std::size_t l = 0; l < 4; ++l) CHECK(model.interventions.on(l)->gate == 0.9);
+    model = shallow;
+    CHECK(same(model(tokens), changed));
+  }
+  CHECK(same(model(tokens), plain));
+}
+
+TEST_CASE_METHOD(Fixture, "models that are swapped swap their interventions, and a moved value brings its own") {
+  const auto gated = under({.gate = 0.9}), coupled = under({.coupling = 4.0});
+  Model other = model;
+  {
+    const auto gate = set_gate_override(model, 0.9);
+    std::swap(model, other);
+    CHECK(same(model(tokens), plain));
+    CHECK(same(other(tokens), gated));
+    const auto coupling = set_coupling_override(model, 4.0);
+    std::swap(model, other);
+    CHECK(same(model(tokens), gated));
+    CHECK(same(other(tokens), coupled));
+    other = Model(model);  // a value without any
+    CHECK(same(other(tokens), coupled));
+    model = std::move(other);
+    CHECK(same(model(tokens), coupled));
+  }
+  CHECK(same(model(tokens), plain));
+}
+
 TEST_CASE_METHOD(Fixture, "a model under interventions streams, and its gradient is that of what it computes") {
   const auto pushed = set_coupling_override(model, 2.5);
   const auto hot = set_temperature_override(model, 1.7, 0);

@@ -21,7 +21,8 @@ namespace rbar {
 inline constexpr Index all_layers = -1;
 
 // Which interventions are in force on a model; a member of it. They belong to the object, not to its value: a copy has
-// none, assignment changes none, a move carries them along. No scope may begin or end while a pass is running.
+// none, assignment changes none. A move carries them along, into a new model or an old one (so that two swap theirs
+// with everything else); one that carries none changes none. No scope may begin or end while a pass is running.
 class PhaseInterventions {
  public:
   PhaseInterventions() = default;
@@ -29,12 +30,16 @@ class PhaseInterventions {
   PhaseInterventions(PhaseInterventions&&) noexcept = default;
   // NOLINTNEXTLINE(bugprone-unhandled-self-assignment): nothing is assigned
   PhaseInterventions& operator=(const PhaseInterventions&) noexcept { return *this; }
-  PhaseInterventions& operator=(PhaseInterventions&&) noexcept { return *this; }
+  PhaseInterventions& operator=(PhaseInterventions&& other) noexcept {
+    if (other.active_ && !other.active_->scopes.empty()) active_ = std::move(other.active_);
+    return *this;
+  }
   ~PhaseInterventions() = default;
 
-  // What a layer is under, for the pass to come; null without any scope.
+  // What a layer is under, for the pass to come; null without any scope, and for a layer that the model, assigned
+  // another value, has had only since the youngest began.
   const PhaseIntervention* on(std::size_t layer) const {
-    return active_ && !active_->scopes.empty() ? &active_->merged[layer] : nullptr;
+    return active_ && !active_->scopes.empty() && layer < active_->merged.size() ? &active_->merged[layer] : nullptr;
   }
 
  private:
