@@ -4,8 +4,6 @@
 #include "rbar/audit/gradient_check.hpp"
 #include "rbar/model/pma_ablations.hpp"
 
-#include <map>
-
 using namespace rbar;
 using namespace pma_test;
 
@@ -145,55 +143,6 @@ TEST_CASE("the sizes of the presets") {
     INFO(describe(config));
     Rng rng(1);
     CHECK(PhaseModulatedAttentionLM<float>(config, rng).num_parameters() == parameter_count(config));
-  }
-}
-
-TEST_CASE("every ablation has the size of the model, and so has the transformer that it is compared with") {
-  for (const auto& config : {PMAConfig::small_1m(256), PMAConfig::small_5m(65), PMAConfig::tiny(65)}) {
-    const auto size = static_cast<double>(parameter_count(config));
-    std::vector<std::string> names;
-    for (const auto& [name, description, ablated] : pma_ablations(config)) {
-      INFO(name);
-      names.push_back(name);
-      CHECK(static_cast<double>(parameter_count(ablated)) == Approx(size).epsilon(0.01));
-      CHECK(ablated.d_model == config.d_model);
-      CHECK(!description.empty());
-    }
-    CHECK(names == std::vector<std::string>{"full", "no_gate", "fixed_temperature", "no_phases", "constant_coupling",
-                                            "no_coupling", "frozen_phases", "no_position_phases", "ssm_only",
-                                            "attention_only"});
-    Rng rng(1);
-    const TransformerModel<float> transformer(matched_transformer(config), rng);
-    CHECK(static_cast<double>(transformer.num_parameters()) == Approx(size).epsilon(0.01));
-  }
-  auto bare = tiny_config();
-  bare.ssm_mlp = false;  // the state space alone then has no width to grow but what it gets
-  CHECK(pma_ablations(bare)[8].config.ssm_mlp);
-  bare.ssm_blocks = 0;
-  CHECK(pma_ablations(bare).size() == 8);
-  bare.ssm_blocks = 2;
-  bare.pma_blocks = 0;
-  CHECK_THROWS_WITH(pma_ablations(bare), ContainsText("pma_blocks"));
-  CHECK_THROWS_WITH(with_parameters(bare, 5000), ContainsText("widened"));
-}
-
-TEST_CASE("the ablations without phases are the attention without phases") {
-  const auto list = pma_ablations(tiny_config());
-  const auto tokens = random_tokens(2, 9, 13, 2);
-  const auto in_one = [&](std::size_t at) { return random_model<double>(list[at].config, 5); };
-  // λ = 0 by the switch is λ = 0 by intervention, and K = 0 likewise: same weights, both ways.
-  for (const auto& [at, intervention] :
-       {std::pair<std::size_t, PhaseIntervention>{1, {.gate = 0.0}}, {5, {.coupling = 0.0}}, {4, {.coupling = 1.0}}}) {
-    INFO(list[at].name);
-    Model full = random_model<double>(tiny_config(), 5);
-    Model ablated = in_one(at);
-    std::map<std::string, ParameterRef<const double>> named;
-    for (const auto& parameter : parameters_of(std::as_const(full))) named[parameter.name] = parameter;
-    for (const auto& parameter : parameters_of(ablated))
-      std::copy_n(named.at(parameter.name).data, parameter.size, parameter.data);
-    CHECK(largest_difference(full(tokens), ablated(tokens)) > 1e-6);
-    const ScopedIntervention scope(full, intervention);
-    CHECK(largest_difference(full(tokens), ablated(tokens)) < 1e-12);
   }
 }
 

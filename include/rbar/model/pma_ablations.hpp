@@ -5,8 +5,6 @@
 #include "rbar/model/pma_lm.hpp"
 #include "rbar/model/transformer.hpp"
 
-#include <algorithm>
-#include <cmath>
 #include <string>
 #include <vector>
 
@@ -20,9 +18,12 @@ struct PMAAblation {
 namespace detail {
 
 // The hidden width at which something that has `fixed` parameters without its feed-forward blocks and `per_unit` for
-// every unit of their width comes closest to `target`.
-inline Index width_for(Index target, Index fixed, Index per_unit) {
-  return std::max<Index>(1, (target - fixed + per_unit / 2) / per_unit);
+// every unit of their width comes closest to `target`. Error: what is fixed leaves not even one unit.
+inline Index width_for(const char* where, Index target, Index fixed, Index per_unit) {
+  const Index width = (target - fixed + per_unit / 2) / per_unit;
+  require(width >= 1, where, "parameters to match", "at least " + std::to_string(fixed + per_unit - per_unit / 2),
+          target);
+  return width;
 }
 
 }  // namespace detail
@@ -42,18 +43,21 @@ inline Index parameter_count(const PMAConfig& config) {
   return count;
 }
 
-// `config` with the feed-forward width that brings its parameters closest to `target`.
+// `config` with the feed-forward width that brings its parameters closest to `target`. Errors: no feed-forward block; a
+// target that the rest of the model exceeds.
 inline PMAConfig with_parameters(PMAConfig config, Index target) {
   const Index blocks = config.pma_blocks + (config.ssm_mlp ? config.ssm_blocks : 0);
   require(blocks > 0, "with_parameters", "config", "feed-forward blocks that can be widened", "none");
   const Index per_unit = 3 * config.d_model * blocks;
-  config.d_ff = detail::width_for(target, parameter_count(config) - config.hidden() * per_unit, per_unit);
+  config.d_ff =
+      detail::width_for("with_parameters", target, parameter_count(config) - config.hidden() * per_unit, per_unit);
   return config;
 }
 
 // The model itself first. Where blocks are taken out, those that stay have wider feed-forward parts, so that all have
 // the same number of parameters to within half a unit of that width; the other ablations have a few less, as nothing
-// reads them.
+// reads them. The scan also tells attention where a token is; without it rotary positions do, as in the standard
+// transformer. Errors: heads of an odd width have no rotary positions.
 inline std::vector<PMAAblation> pma_ablations(const PMAConfig& config) {
   config.validate();
   require(config.pma_blocks > 0, "pma_ablations", "pma_blocks", "at least 1", config.pma_blocks);
@@ -87,8 +91,9 @@ inline std::vector<PMAAblation> pma_ablations(const PMAConfig& config) {
       c.ssm_mlp = true;
       c = with_parameters(c, target);
     });
-    without("attention_only", "no state space: the embedding sets K", [&](PMAConfig& c) {
+    without("attention_only", "no state space: the embedding sets K, rotary positions", [&](PMAConfig& c) {
       c.ssm_blocks = 0;
+      if (c.rotary == Rotary::none) c.rotary = TransformerConfig{}.rotary;
       c = with_parameters(c, target);
     });
   }
@@ -105,7 +110,8 @@ inline TransformerConfig matched_transformer(const PMAConfig& config) {
   matched.norm_eps = config.norm_eps;
   matched.init = config.init;
   const Index ends = (config.tie_embeddings ? 1 : 2) * config.vocab_size * d + d;
-  matched.d_ff = detail::width_for(parameter_count(config), ends + layers * (4 * d * d + 2 * d), layers * 3 * d);
+  matched.d_ff = detail::width_for("matched_transformer", parameter_count(config), ends + layers * (4 * d * d + 2 * d),
+                                   layers * 3 * d);
   return matched;
 }
 
