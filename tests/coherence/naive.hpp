@@ -3,6 +3,7 @@
 
 #include "rbar/coherence/phase_coherence.hpp"
 #include "rbar/core/random.hpp"
+#include "support/differences.hpp"
 
 #include <complex>
 #include <vector>
@@ -86,16 +87,7 @@ rbar::Tensor<double, 2> coherence(const rbar::Tensor<T, 3>& hidden, const rbar::
   return result;
 }
 
-// Largest difference; NaN counts as infinite.
-template <class A, class B>
-double difference(const A& a, const B& b) {
-  double worst = 0;
-  for (Index i = 0; i < a.size(); ++i) {
-    const double d = std::abs(static_cast<double>(a.data()[i]) - static_cast<double>(b.data()[i]));
-    if (!(d <= worst)) worst = d;
-  }
-  return std::isnan(worst) ? std::numeric_limits<double>::infinity() : worst;
-}
+using ::test::largest_difference;
 
 // All modes, both causalities, windows shorter and longer than the sequence.
 inline std::vector<rbar::CoherenceConfig> all_configs(std::initializer_list<Index> windows) {

@@ -1,5 +1,6 @@
 #include "coherence/naive.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 
 using namespace rbar;
 
@@ -23,7 +24,7 @@ TEMPLATE_TEST_CASE("coherence of every mode is the textbook formula", "[coherenc
       INFO(naive::describe(config) << ", " << batch << "x" << tokens << "x" << features << ", seed " << seed);
       const auto r = compute_coherence(hidden, config);
       REQUIRE(shape_of(r) == Shape<2>{batch, tokens});
-      CHECK(naive::difference(r, naive::coherence(hidden, config)) <= tolerance);
+      CHECK(naive::largest_difference(r, naive::coherence(hidden, config)) <= tolerance);
     }
   }
 }
@@ -109,7 +110,7 @@ TEST_CASE("coherence keeps its accuracy over 65,536 tokens", "[coherence]") {
         if (t >= window) sum[d] -= naive::phasor(static_cast<double>(hidden(0, t - window, d)));
         expected += 0.5 * std::abs(sum[d]) / static_cast<double>(std::min(t + 1, window));
       }
-      worst = std::max(worst, std::abs(expected - static_cast<double>(r(0, t))));
+      worst = test::larger(worst, std::abs(expected - static_cast<double>(r(0, t))));
     }
     INFO("window " << window);
     CHECK(worst <= 1e-6);
@@ -181,8 +182,8 @@ TEST_CASE("coherence and its gradient have the same bits for 1, 2 and 5 threads"
       coherence_backward(dcoherence, hidden, config, cache, gradient);
       if (threads == 1) first_r = r, first_gradient = gradient;
       INFO(naive::describe(config) << ", " << threads << " threads");
-      CHECK(naive::difference(r, first_r) == 0);
-      CHECK(naive::difference(gradient, first_gradient) == 0);
+      CHECK(naive::largest_difference(r, first_r) == 0);
+      CHECK(naive::largest_difference(gradient, first_gradient) == 0);
     }
   }
   set_num_threads(1);

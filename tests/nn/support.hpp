@@ -5,6 +5,7 @@
 #include "rbar/core/parallel.hpp"
 #include "rbar/nn/init.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 
 #include <vector>
 
@@ -27,14 +28,7 @@ Layer perturbed(Layer layer, std::uint64_t seed) {
   return layer;
 }
 
-template <class T, int Rank>
-double largest_difference(const Tensor<T, Rank>& a, const Tensor<T, Rank>& b) {
-  REQUIRE(a.size() == b.size());
-  double largest = 0;
-  for (Index i = 0; i < a.size(); ++i)
-    largest = std::max(largest, std::abs(static_cast<double>(a.data()[i]) - static_cast<double>(b.data()[i])));
-  return largest;
-}
+using ::test::largest_difference;
 
 // A layer with or without a cache, through one pair of calls.
 struct NoCache {};

@@ -1,5 +1,6 @@
 #include "nn/support.hpp"
 #include "rbar/nn/feed_forward.hpp"
+#include "support/differences.hpp"
 
 #include <numbers>
 
@@ -42,9 +43,10 @@ TEMPLATE_TEST_CASE("activations and slopes over the whole range", "", float, dou
     double error = 0, slope_error = 0;
     for (Index i = 0; i < count; ++i) {
       const double at = static_cast<double>(x(0, i)), expected = textbook(activation, at);
-      error = std::max(error, std::abs(static_cast<double>(y(0, i)) - expected) / (1 + std::abs(at)));
+      error = ::test::larger(error, std::abs(static_cast<double>(y(0, i)) - expected) / (1 + std::abs(at)));
       if (activation == Activation::relu && at == 0) continue;
-      slope_error = std::max(slope_error, std::abs(static_cast<double>(slope(0, i)) - textbook_slope(activation, at)));
+      slope_error =
+          ::test::larger(slope_error, std::abs(static_cast<double>(slope(0, i)) - textbook_slope(activation, at)));
     }
     INFO(name_of(activation));
     CHECK(error < tolerance);

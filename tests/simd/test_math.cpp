@@ -3,6 +3,7 @@
 #include "rbar/simd/math.hpp"
 #include "rbar/simd/phase.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 
 #include <cmath>
 #include <vector>
@@ -37,10 +38,10 @@ TEMPLATE_TEST_CASE("exp and exp2 are accurate over their whole range", "[simd]",
     which = (which + 1) % simd::lanes<T>;
     const T t = static_cast<T>(lowest + (highest - lowest) * i / 200000);
     const T x = static_cast<T>(static_cast<double>(t) * std::numbers::ln2 * 0.999);
-    worst = std::max(
+    worst = test::larger(
         worst, std::abs(static_cast<double>(lane(t, vector_exp2, which)) / std::exp2(static_cast<double>(t)) - 1));
-    worst = std::max(worst,
-                     std::abs(static_cast<double>(lane(x, vector_exp, which)) / std::exp(static_cast<double>(x)) - 1));
+    worst = test::larger(
+        worst, std::abs(static_cast<double>(lane(x, vector_exp, which)) / std::exp(static_cast<double>(x)) - 1));
   }
   CHECK(worst <= tolerance);
 }
@@ -89,10 +90,10 @@ TEMPLATE_TEST_CASE("sigmoid phases are the phasors of 2πσ(x)", "[simd]", float
     const double c = static_cast<double>(cosine), s = static_cast<double>(sine);
     for (const double error : {c - std::cos(angle), s - std::sin(angle),
                                static_cast<double>(slope) - 2 * std::numbers::pi * sigma * (1 - sigma)}) {
-      worst = std::max(worst, std::abs(error));
+      worst = test::larger(worst, std::abs(error));
       sum += std::abs(error) / 3;
     }
-    worst_length = std::max(worst_length, std::abs(std::hypot(c, s) - 1));
+    worst_length = test::larger(worst_length, std::abs(std::hypot(c, s) - 1));
   };
   constexpr int count = 100000;
   for (int i = 0; i <= count; ++i) check(static_cast<T>(-20 + 40.0 * i / count), i % simd::lanes<T>);

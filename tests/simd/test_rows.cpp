@@ -5,6 +5,7 @@
 #include "rbar/simd/phase.hpp"
 #include "rbar/simd/softmax.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 
 #include <cmath>
 #include <vector>
@@ -72,7 +73,7 @@ TEMPLATE_TEST_CASE("phase sums, phasors and their gradient at all sizes and misa
       const double old = static_cast<double>(before.data[i]);
       sc += c, ss += s, pc += std::cos(v), ps += std::sin(v), dc += 2 * c * s, ds += s * s - c * c;
       const auto compare = [&](T actual, double expected) {
-        worst = std::max(worst, std::abs(static_cast<double>(actual) - expected) / (1 + std::abs(expected)));
+        worst = test::larger(worst, std::abs(static_cast<double>(actual) - expected) / (1 + std::abs(expected)));
       };
       compare(cosine.data[i], c);
       compare(sine.data[i], s);
@@ -83,7 +84,7 @@ TEMPLATE_TEST_CASE("phase sums, phasors and their gradient at all sizes and misa
     const double n = static_cast<double>(count + 1);
     for (const double error : {sums.cosine - sc, sums.sine - ss, plain.cosine - pc, plain.sine - ps,
                                differences.cosine - dc, differences.sine - ds})
-      worst = std::max(worst, std::abs(error) / n);
+      worst = test::larger(worst, std::abs(error) / n);
     intact = intact && cosine.intact() && sine.intact() && gradient.intact() && varied.intact();
   });
   CHECK(worst <= tolerance<T>());
@@ -117,11 +118,11 @@ TEMPLATE_TEST_CASE("softmax rows and their vjp at all sizes and misalignments", 
       mean += std::exp(static_cast<double>(x.data[i])) / total * static_cast<double>(dy.data[i]);
     for (Index i = 0; i < count; ++i) {
       const double expected = std::exp(static_cast<double>(x.data[i])) / total;
-      worst = std::max(worst, std::abs(static_cast<double>(y.data[i]) - expected));
-      worst = std::max(worst,
-                       std::abs(static_cast<double>(dx.data[i]) - expected * (static_cast<double>(dy.data[i]) - mean)));
+      worst = test::larger(worst, std::abs(static_cast<double>(y.data[i]) - expected));
+      worst = test::larger(
+          worst, std::abs(static_cast<double>(dx.data[i]) - expected * (static_cast<double>(dy.data[i]) - mean)));
     }
-    worst = std::max(worst, std::abs(static_cast<double>(log_sum) - std::log(total)));
+    worst = test::larger(worst, std::abs(static_cast<double>(log_sum) - std::log(total)));
     intact = intact && y.intact() && dx.intact();
     simd::softmax_row(x.data, count, x.data);  // in place
     for (Index i = 0; i < count; ++i) intact = intact && x.data[i] == y.data[i];
@@ -168,8 +169,8 @@ TEMPLATE_TEST_CASE("residual energy at all sizes, misalignments and thread count
            (1 + expected(a.data, b.data, count));
   };
   double worst = 0;
-  for_all_rows<T>([&](Index count, Index offset) { worst = std::max(worst, compare(count, offset)); });
-  for (const Index count : {127, 128, 4095, 4096, 4097, 300001}) worst = std::max(worst, compare(count, 1));
+  for_all_rows<T>([&](Index count, Index offset) { worst = test::larger(worst, compare(count, offset)); });
+  for (const Index count : {127, 128, 4095, 4096, 4097, 300001}) worst = test::larger(worst, compare(count, 1));
   CHECK(worst <= std::max(tolerance<T>(), 1e-12));  // the plain sum of 300,001 terms rounds too
 
   const Row<T> a(300001, 0, 13), b(300001, 0, 14);

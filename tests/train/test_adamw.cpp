@@ -2,6 +2,7 @@
 
 #include "rbar/train/schedule.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 #include "support/tiny_language_model.hpp"
 
 #include <limits>
@@ -83,7 +84,7 @@ void compare_with_plain(WeightDecayGroup group, double tolerance) {
   double error = 0;
   for (std::size_t p = 0; p < parameters.size(); ++p)
     for (std::size_t i = 0; i < expected[p].size(); ++i)
-      error = std::max(error, std::abs(static_cast<double>(parameters[p].data[i]) - expected[p][i]));
+      error = test::larger(error, std::abs(static_cast<double>(parameters[p].data[i]) - expected[p][i]));
   CHECK(error < tolerance);  // weights are of size 1
 }
 

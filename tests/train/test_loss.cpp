@@ -2,6 +2,7 @@
 
 #include "rbar/core/random.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 
 #include <limits>
 #include <vector>
@@ -55,7 +56,7 @@ void compare(Shape<3> shape, double deviation, double tolerance, std::uint64_t s
   CHECK(cross_entropy<T>(input, target_view, nullptr) == loss);
   double error = 0, largest = 0;
   for (Index i = 0; i < gradient.size(); ++i) {
-    error = std::max(error, std::abs(static_cast<double>(gradient.data()[i]) - expected_gradient.data()[i]));
+    error = test::larger(error, std::abs(static_cast<double>(gradient.data()[i]) - expected_gradient.data()[i]));
     largest = std::max(largest, std::abs(expected_gradient.data()[i]));
   }
   CHECK(error <= tolerance * std::max(largest, 1e-300));

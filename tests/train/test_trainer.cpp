@@ -1,6 +1,7 @@
 #include "rbar/train/trainer.hpp"
 
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 #include "support/tiny_language_model.hpp"
 
 #include <limits>
@@ -68,7 +69,7 @@ TEST_CASE("the tiny model of these tests has a right gradient") {
       values[p].data[i] = kept - 1e-5;
       const double numeric = (up - loss(nullptr)) / 2e-5;
       values[p].data[i] = kept;
-      error = std::max(error, std::abs(numeric - analytic[p].data[i]));
+      error = test::larger(error, std::abs(numeric - analytic[p].data[i]));
     }
   CHECK(error < 1e-8);
 }
