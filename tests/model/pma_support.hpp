@@ -3,6 +3,7 @@
 
 #include "rbar/model/pma_lm.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 
 #include <string>
 #include <vector>
@@ -64,12 +65,6 @@ inline Tensor<Token, 2> random_tokens(Index batch, Index length, Index vocabular
   return tokens;
 }
 
-template <class T>
-double largest_difference(const Tensor<T, 3>& a, const Tensor<T, 3>& b) {
-  double largest = 0;
-  for (Index i = 0; i < a.size(); ++i)
-    largest = std::max(largest, std::abs(static_cast<double>(a.data()[i]) - static_cast<double>(b.data()[i])));
-  return largest;
-}
+using ::test::largest_difference;
 
 }  // namespace pma_test
