@@ -139,6 +139,20 @@ TEST_CASE("a stream of the selective SSM has the bits of the whole sequence") {
   }
 }
 
+TEST_CASE("what a stream of the selective SSM keeps does not grow with its prompt") {
+  const auto config = small(20);
+  const auto layer = random_layer<float>(config, 7);
+  for (const Index prompt : {1, 300}) {
+    SelectiveSSM<float>::State state, copy;
+    Tensor<float, 3> y;
+    layer.step(random_input<float>(2, prompt, 20, 8), y, state);
+    CHECK(state.history.size() == 2 * 3 * 40);
+    CHECK(state.scan.size() == 2 * 5 * simd::scan_channels);
+    const auto allocations = ::test::allocations_in([&] { copy = state; });
+    CHECK((allocations == 2 || !::test::counts_allocations));  // and nothing else
+  }
+}
+
 TEST_CASE("the selective SSM: the same bits for every number of threads") {
   const auto config = small(70, 2, 6);
   const auto layer = random_layer<float>(config, 9);

@@ -16,6 +16,7 @@
 #include <cmath>
 #include <iterator>
 #include <numeric>
+#include <string>
 #include <string_view>
 
 namespace rbar {
@@ -47,7 +48,8 @@ struct SelectiveSSMConfig {
     require(d_model >= 1, where, "d_model", "at least 1", d_model);
     require(expand >= 1, where, "expand", "at least 1", expand);
     require(d_state >= 1, where, "d_state", "at least 1", d_state);
-    require(d_conv >= 1 && d_conv <= simd::max_conv_taps, where, "d_conv", "1 to 16", d_conv);
+    require(d_conv >= 1 && d_conv <= simd::max_conv_taps, where, "d_conv",
+            "1 to " + std::to_string(simd::max_conv_taps), d_conv);
     require(dt_rank >= 0, where, "dt_rank", "at least 0", dt_rank);
     require(dt_min > 0 && std::isfinite(dt_min), where, "dt_min", "above 0", dt_min);
     require(dt_max >= dt_min && std::isfinite(dt_max), where, "dt_max", "at least dt_min", dt_max);
@@ -71,11 +73,11 @@ struct SelectiveSSM {
     Tensor<T, 2> state;      // after the last token [batch·blocks, state]
     Tensor<T, 2> borders;    // [batch·blocks, chunks·state]
   };
-  // A stream: O(E·(d_state + d_conv)) a batch entry.
+  // A stream: O(E·(d_state + d_conv)) a batch entry, however many tokens came at once.
   struct State {
     Index position = 0;    // tokens seen
     Tensor<T, 3> history;  // the last tokens' u before the convolution [batch, d_conv − 1, E]
-    Cache scratch;         // and, in it, the scan's state
+    Tensor<T, 2> scan;     // the scan's state, as in Cache
   };
 
   Config config;
@@ -124,7 +126,11 @@ struct SelectiveSSM {
     ensure_shape(cache.state, {batch * blocks(), state_size()});
     cache.state.setZero();
     ensure_shape(cache.borders, {batch * blocks(), simd::scan_chunks(tokens) * state_size()});
-    run(x, /*history=*/nullptr, y, cache);
+    ensure_shape(cache.branches, {batch * tokens, 2 * config.inner()});
+    for (Tensor<T, 2>* tensor : {&cache.inner, &cache.step}) ensure_shape(*tensor, {batch * tokens, config.inner()});
+    ensure_shape(cache.selection, {batch * tokens, config.selection()});
+    run(x, /*history=*/nullptr, {cache.branches.data(), cache.inner.data(), cache.selection.data(), cache.step.data()},
+        cache.state.data(), cache.borders.data(), y);
   }
 
   void backward(ConstTensorView<T, 3> dy, const Cache& cache, Tensor<T, 3>& dx, SelectiveSSM& grad) const {
@@ -149,7 +155,7 @@ struct SelectiveSSM {
     parallel_for(blocks(), 1, [&](Index block, Index) {
       const Index channel = block * simd::scan_channels;
       for (Index b = 0; b < batch; ++b)
-        simd::causal_conv_backward(conv_block(cache, b, tokens, channel, /*history=*/nullptr),
+        simd::causal_conv_backward(conv_block(cache.branches.data(), b, tokens, channel, /*history=*/nullptr),
                                    scratch.dinner + b * tokens * inner + channel, inner,
                                    scratch.dbranches + b * tokens * 2 * inner + channel,
                                    grad.conv_weight.data() + channel * config.d_conv, grad.conv_bias.data() + channel);
@@ -163,15 +169,16 @@ struct SelectiveSSM {
     const Index batch = x.dimension(0), tokens = x.dimension(1), kept = config.d_conv - 1;
     if (state.position == 0) {
       state.history = zeros<T, 3>({batch, kept, config.inner()});
-      state.scratch.state = zeros<T, 2>({batch * blocks(), state_size()});
+      state.scan = zeros<T, 2>({batch * blocks(), state_size()});
     }
     require(batch == state.history.dimension(0), "SelectiveSSM::step", "batch of x", state.history.dimension(0), batch);
-    run(x, state.history.data(), y, state.scratch);
+    const auto pass = stream_scratch(batch * tokens);
+    run(x, state.history.data(), pass, state.scan.data(), /*borders=*/nullptr, y);
     for (Index b = 0; b < batch; ++b)
       for (Index row = 0; row < kept; ++row) {
         const Index from = row + tokens;  // among the kept rows and the new ones after them
         const T* source =
-            from < kept ? &state.history(b, from, 0) : &state.scratch.branches(b * tokens + from - kept, 0);
+            from < kept ? &state.history(b, from, 0) : pass.branches + (b * tokens + from - kept) * 2 * config.inner();
         if (tokens > 0) std::copy_n(source, config.inner(), &state.history(b, row, 0));
       }
     state.position += tokens;
@@ -199,6 +206,21 @@ struct SelectiveSSM {
   static bool decays(std::string_view name, std::size_t rank) { return rank >= 2 && !name.ends_with("A_log"); }
 
  private:
+  static_assert(simd::scan_channels <= simd::conv_channels, "the convolution works on the scan's blocks");
+
+  // What forward and backward know of the tokens, as in Cache.
+  template <class Value>
+  struct Activations {
+    Value *branches, *inner, *selection, *step;
+    operator Activations<const T>() const { return {branches, inner, selection, step}; }
+  };
+  // A stream has no backward: the next layer may use the same memory.
+  Activations<T> stream_scratch(Index count) const {
+    struct Stream;
+    const Index inner = config.inner();
+    T* memory = simd::thread_scratch<T, Stream>(count * (4 * inner + config.selection()));
+    return {memory, memory + 2 * count * inner, memory + 4 * count * inner, memory + 3 * count * inner};
+  }
   // What one pass needs and no later one: kept by the thread, so that all blocks of a model share it.
   struct Scratch {
     T *dinner, *dstep, *dbranches, *dselection;  // dinner: of y∘SiLU(z), then of u; the others as in Cache
@@ -235,29 +257,29 @@ struct SelectiveSSM {
     return simd::thread_scratch<T, Scan>(simd::ScanScratch<T>::size(config.d_state));
   }
 
-  simd::ConvBlock<T> conv_block(const Cache& cache, Index b, Index tokens, Index channel, const T* history) const {
+  simd::ConvBlock<T> conv_block(const T* branches, Index b, Index tokens, Index channel, const T* history) const {
     const Index inner = config.inner();
     return {.tokens = tokens,
             .channels = channels_from(channel),
             .taps = config.d_conv,
             .weight = conv_weight.data() + channel * config.d_conv,
             .bias = conv_bias.data() + channel,
-            .input = cache.branches.data() + b * tokens * 2 * inner + channel,
+            .input = branches + b * tokens * 2 * inner + channel,
             .input_stride = 2 * inner,
             .history = history ? history + b * (config.d_conv - 1) * inner + channel : nullptr,
             .history_stride = inner};
   }
-  simd::ScanBlock<T> scan_block(const Cache& cache, Index b, Index tokens, Index channel) const {
+  simd::ScanBlock<T> scan_block(const Activations<const T>& pass, Index b, Index tokens, Index channel) const {
     const Index inner = config.inner(), row = b * tokens;
     return {.tokens = tokens,
             .channels = channels_from(channel),
             .states = config.d_state,
             .log_rate = A_log.data() + channel * config.d_state,
             .skip = D.data() + channel,
-            .step = cache.step.data() + row * inner + channel,
-            .input = cache.inner.data() + row * inner + channel,
-            .gate = cache.branches.data() + row * 2 * inner + inner + channel,
-            .selection = cache.selection.data() + row * config.selection() + config.rank(),
+            .step = pass.step + row * inner + channel,
+            .input = pass.inner + row * inner + channel,
+            .gate = pass.branches + row * 2 * inner + inner + channel,
+            .selection = pass.selection + row * config.selection() + config.rank(),
             .stride = inner,
             .gate_stride = 2 * inner,
             .selection_stride = config.selection()};
@@ -273,29 +295,28 @@ struct SelectiveSSM {
     });
   }
 
-  // From the convolution's `history` (null: nothing before) and cache.state, which moves on.
-  void run(ConstTensorView<T, 3> x, const T* history, Tensor<T, 3>& y, Cache& cache) const {
+  // From the convolution's `history` (null: nothing before) and the scan's `state`, which moves on. borders: as in
+  // Cache; null where no backward follows.
+  void run(ConstTensorView<T, 3> x, const T* history, const Activations<T>& pass, T* state, T* borders,
+           Tensor<T, 3>& y) const {
     const Index batch = x.dimension(0), tokens = x.dimension(1), count = batch * tokens;
     const Index inner = config.inner(), rank = config.rank(), width = config.selection();
     ensure_shape(y, shape_of(x));
-    ensure_shape(cache.branches, {count, 2 * inner});
-    for (Tensor<T, 2>* tensor : {&cache.inner, &cache.step}) ensure_shape(*tensor, {count, inner});
-    ensure_shape(cache.selection, {count, width});
-    in_proj.forward(rows(x), rows(cache.branches));
+    in_proj.forward(rows(x), matrix(pass.branches, count, 2 * inner));
     for_blocks(batch, tokens, [&](Index b, Index channel, Index) {
-      simd::causal_conv(conv_block(cache, b, tokens, channel, history),
-                        cache.inner.data() + b * tokens * inner + channel, inner);
+      simd::causal_conv(conv_block(pass.branches, b, tokens, channel, history),
+                        pass.inner + b * tokens * inner + channel, inner);
     });
-    x_proj.forward(rows(std::as_const(cache.inner)), rows(cache.selection));
-    detail::fill_rows(rows(cache.step), dt_proj.bias.data());
-    gemm(Transpose::no, Transpose::yes, count, inner, rank, cache.selection.data(), width, dt_proj.weight.data(), rank,
-         cache.step.data(), inner, /*accumulate=*/true);
+    x_proj.forward(as_const(matrix(pass.inner, count, inner)), matrix(pass.selection, count, width));
+    detail::fill_rows(matrix(pass.step, count, inner), dt_proj.bias.data());
+    gemm(Transpose::no, Transpose::yes, count, inner, rank, pass.selection, width, dt_proj.weight.data(), rank,
+         pass.step, inner, /*accumulate=*/true);
     T* gated = gated_scratch(count);
-    const bool keeps = cache.borders.size() > 0;  // a stream has no backward
+    const Index kept = simd::scan_chunks(tokens) * state_size();
     for_blocks(batch, tokens, [&](Index b, Index channel, Index block) {
-      simd::selective_scan(scan_block(cache, b, tokens, channel), cache.state.data() + block * state_size(),
-                           keeps ? cache.borders.data() + block * cache.borders.dimension(1) : nullptr,
-                           gated + b * tokens * inner + channel, scan_memory());
+      simd::selective_scan(scan_block(pass, b, tokens, channel), state + block * state_size(),
+                           borders ? borders + block * kept : nullptr, gated + b * tokens * inner + channel,
+                           scan_memory());
     });
     out_proj.forward(as_const(matrix(gated, count, inner)), rows(y));
   }
@@ -306,6 +327,8 @@ struct SelectiveSSM {
                      SelectiveSSM& grad) const {
     const Index inner = config.inner(), states = config.d_state, count = batch * tokens;
     const Index partial_rate = state_size() + simd::scan_channels;  // width
+    const Activations<const T> pass{cache.branches.data(), cache.inner.data(), cache.selection.data(),
+                                    cache.step.data()};
     for_blocks(batch, tokens, [&](Index b, Index channel, Index block) {
       const Index at = b * tokens * inner + channel, row = block % blocks() * count + b * tokens;
       T* rate = scratch.partial_rate + block * partial_rate;
@@ -315,7 +338,7 @@ struct SelectiveSSM {
                                            .selection = scratch.partial_selection + row * 2 * states,
                                            .log_rate = rate,
                                            .skip = rate + state_size()};
-      simd::selective_scan_backward(scan_block(cache, b, tokens, channel),
+      simd::selective_scan_backward(scan_block(pass, b, tokens, channel),
                                     cache.borders.data() + block * cache.borders.dimension(1), scratch.dinner + at,
                                     gated + at, gradient, scan_memory());
     });
