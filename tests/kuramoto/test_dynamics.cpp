@@ -1,6 +1,7 @@
 #include "kuramoto/naive_oscillators.hpp"
 #include "rbar/audit/gradient_check.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 #include "support/passes.hpp"
 
 using namespace rbar;
@@ -51,7 +52,7 @@ void compare_with_pairs(double of_a_step, int rounds) {
                   << sizes.config.n_steps << " dt " << sizes.config.dt << " " << name_of(sizes.config.integrator));
     double worst = 0;
     for (Index i = 0; i < angles.size(); ++i)
-      worst = std::max(worst, naive::angle_difference(static_cast<double>(angles.data()[i]), expected.data()[i]));
+      worst = test::larger(worst, naive::angle_difference(static_cast<double>(angles.data()[i]), expected.data()[i]));
     const double steps = static_cast<double>(sizes.config.n_steps), growth = 1 + sizes.config.dt * largest_strength;
     CHECK(worst <= of_a_step * (1 + steps) * std::pow(growth, steps));
   }

@@ -1,6 +1,7 @@
 #include "kuramoto/naive_oscillators.hpp"
 #include "rbar/kuramoto/simulate.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 
 #include <limits>
 
@@ -62,7 +63,7 @@ void compare_with_pairs(double tolerance) {
     for (std::size_t i = 0; i < expected.size(); ++i) {
       cosine += std::cos(expected[i]) / static_cast<double>(count);
       sine += std::sin(expected[i]) / static_cast<double>(count);
-      worst = std::max(worst, naive::angle_difference(static_cast<double>(run.angles[i]), expected[i]));
+      worst = test::larger(worst, naive::angle_difference(static_cast<double>(run.angles[i]), expected[i]));
       REQUIRE(std::abs(run.angles[i]) <= static_cast<T>(3.1416));
     }
     CHECK(worst <= tolerance);
@@ -185,7 +186,7 @@ TEST_CASE("Euler's error falls with dt, Runge-Kutta's with its fourth power") {
     const auto angles = end(integrator, steps);
     double worst = 0;
     for (std::size_t i = 0; i < angles.size(); ++i)
-      worst = std::max(worst, naive::angle_difference(angles[i], exact[i]));
+      worst = test::larger(worst, naive::angle_difference(angles[i], exact[i]));
     return worst;
   };
   const double euler = error(Integrator::euler, 64) / error(Integrator::euler, 128);

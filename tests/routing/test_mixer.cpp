@@ -3,6 +3,7 @@
 #include "rbar/audit/gradient_check.hpp"
 #include "rbar/routing/simple_mixer.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 
 #include <cmath>
 #include <numbers>
@@ -98,7 +99,7 @@ TEST_CASE("the mixer computes its equations for any subset of the tokens") {
       const Index b = selected[n] / size.tokens, t = selected[n] % size.tokens;
       const auto expected = plain_mix(mixer, hidden, b, t, coherence(b, t));
       for (Index d = 0; d < size.dim; ++d)
-        error = std::max(error, std::abs(y(static_cast<Index>(n), d) - expected[static_cast<std::size_t>(d)]));
+        error = test::larger(error, std::abs(y(static_cast<Index>(n), d) - expected[static_cast<std::size_t>(d)]));
     }
     CHECK(error < 1e-13);
   }
@@ -193,7 +194,8 @@ TEST_CASE("causal mixing never looks ahead; the reference pairs do") {
     mixer.forward(hidden, before, cache);
     mixer.forward(other, after, cache);
     double largest = 0;
-    for (Index i = 0; i < changed * dim; ++i) largest = std::max(largest, std::abs(before.data()[i] - after.data()[i]));
+    for (Index i = 0; i < changed * dim; ++i)
+      largest = test::larger(largest, std::abs(before.data()[i] - after.data()[i]));
     return largest;
   };
   CHECK(leak(Causality::causal) == 0);

@@ -1,5 +1,6 @@
 #include "nn/support.hpp"
 #include "rbar/sheaf/residual.hpp"
+#include "support/differences.hpp"
 
 #include <limits>
 
@@ -77,8 +78,8 @@ TEST_CASE("a common offset of 10 leaves fp32 energies of .006 intact, which the 
         dot += query(i, d) * key(j, d);
       }
       const double plain = static_cast<double>(query_norm + key_norm - 2 * dot);
-      worst = std::max(worst, std::abs(static_cast<double>(energy(i, j)) - exact) / exact);
-      worst_plain = std::max(worst_plain, std::abs(plain - exact) / exact);
+      worst = ::test::larger(worst, std::abs(static_cast<double>(energy(i, j)) - exact) / exact);
+      worst_plain = ::test::larger(worst_plain, std::abs(plain - exact) / exact);
     }
   CHECK(worst < 1e-4);  // the states themselves are rounded to 1e-6, 1e-4 of their spread; the mean is off by as much
   CHECK(worst_plain > 0.5);
