@@ -4,6 +4,7 @@
 
 #include "rbar/attention/engine.hpp"
 #include "rbar/core/random.hpp"
+#include "support/differences.hpp"
 
 #include <cmath>
 #include <functional>
@@ -132,7 +133,7 @@ double difference(const std::vector<A>& a, const std::vector<B>& b) {
   for (std::size_t i = 0; i < a.size(); ++i) {
     const double x = static_cast<double>(a[i]), y = static_cast<double>(b[i]);
     if (x == y && std::isinf(x)) continue;
-    if (!(std::abs(x - y) <= worst)) worst = std::abs(x - y);
+    worst = test::larger(worst, std::abs(x - y));
     if (std::isfinite(y)) largest = std::max(largest, std::abs(y));
   }
   return largest > 0 ? worst / largest : worst;

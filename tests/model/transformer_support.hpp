@@ -4,6 +4,7 @@
 #include "attention/naive_multi_head.hpp"
 #include "rbar/model/transformer.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 
 #include <numbers>
 
@@ -48,13 +49,7 @@ inline Tensor<Token, 2> random_tokens(Index batch, Index length, Index vocabular
   return tokens;
 }
 
-template <class T>
-double largest_difference(const Tensor<T, 3>& a, const Tensor<T, 3>& b) {
-  double largest = 0;
-  for (Index i = 0; i < a.size(); ++i)
-    largest = std::max(largest, std::abs(static_cast<double>(a.data()[i]) - static_cast<double>(b.data()[i])));
-  return largest;
-}
+using ::test::largest_difference;
 
 // --- the definition, in double -----------------------------------------------------------------------
 

@@ -4,6 +4,7 @@
 #include "routing/routing_support.hpp"
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 
 using namespace rbar;
 using test::random_tokens;
@@ -40,12 +41,7 @@ void place_threshold(RoutedAttention<T>& layer, const Tensor<T, 3>& hidden) {
   REQUIRE(test::separate(layer.router.router, cache.router.scores) > 1e-4);
 }
 
-double largest_difference(const Tensor<double, 3>& a, const Tensor<double, 3>& b) {
-  REQUIRE(shape_of(a) == shape_of(b));
-  double largest = 0;
-  for (Index i = 0; i < a.size(); ++i) largest = std::max(largest, std::abs(a.data()[i] - b.data()[i]));
-  return largest;
-}
+using ::test::largest_difference;
 
 // Both branches for every token, one of them discarded: what the package does.
 Tensor<double, 3> plain_routed(const RoutedAttention<double>& layer, const Tensor<double, 3>& hidden,
