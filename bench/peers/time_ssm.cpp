@@ -1,7 +1,7 @@
 // rbar's side of compare_ssm.py: Mamba's block, forward and backward. Reads x, dy [batch, tokens, d_model] and the
 // layer's parameters from FOLDER as raw numbers of SCALAR, writes y, dx and grad.<parameter> beside them as
 // rbar.<name>.raw, and prints one JSON line. `stepped` is the largest difference between y and the same tokens fed one
-// by one.
+// by one, of the largest y.
 #include "../support.hpp"
 
 #include "rbar/nn/ssm.hpp"
@@ -50,14 +50,21 @@ void run(const std::string& folder, Index batch, Index tokens, Index d_model, do
 
   typename rbar::SelectiveSSM<T>::State state;
   rbar::Tensor<T, 3> token(batch, Index(1), d_model), out;
-  double stepped = 0;
+  double stepped = 0, largest = 0;
+  const auto raise = [](double& maximum, double value) {  // and stays NaN
+    if (!(value <= maximum) && !std::isnan(maximum)) maximum = value;
+  };
   for (Index t = 0; t < tokens; ++t) {
     for (Index b = 0; b < batch; ++b) std::copy_n(&x(b, t, 0), d_model, &token(b, 0, 0));
     layer.step(token, out, state);
     for (Index b = 0; b < batch; ++b)
-      for (Index d = 0; d < d_model; ++d)
-        stepped = std::max(stepped, std::abs(static_cast<double>(out(b, 0, d) - y(b, t, d))));
+      for (Index d = 0; d < d_model; ++d) {
+        raise(stepped, std::abs(static_cast<double>(out(b, 0, d) - y(b, t, d))));
+        raise(largest, std::abs(static_cast<double>(y(b, t, d))));
+      }
   }
+  stepped /= largest;
+  rbar::require(std::isfinite(stepped), "time_ssm", "difference between stream and y", "a number", stepped);
 
   std::vector<double> forward, training;
   const double begin = rbar::bench::now();

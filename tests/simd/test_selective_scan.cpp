@@ -151,6 +151,9 @@ TEST_CASE("the scan's backward makes the forward pass's output again") {
       problem.block(), borders.data(), dout.data(), again.data(),
       {dstep.data(), dinput.data(), dgate.data(), dselection.data(), dlog_rate.data(), dskip.data()}, memory.data());
   for (std::size_t i = 0; i < out.size(); ++i) REQUIRE(again[i] == Approx(out[i]).margin(1e-6));
+  // The gradients of the block's channels are written, and nothing beyond them.
+  for (const auto* gradient : {&dstep, &dinput, &dgate})
+    for (std::size_t i = 0; i < gradient->size(); ++i) REQUIRE(((*gradient)[i] == 7.0f) == (i % problem.stride >= 37));
 }
 
 TEST_CASE("the causal convolution is its sum, from a history too") {
