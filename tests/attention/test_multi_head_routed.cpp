@@ -1,6 +1,7 @@
 #include "attention/naive_multi_head.hpp"
 #include "rbar/attention/sparse_attention.hpp"
 #include "rbar/audit/gradient_check.hpp"
+#include "support/differences.hpp"
 
 using namespace rbar;
 using naive::random_hidden;
@@ -125,7 +126,7 @@ TEST_CASE("routed streaming gives the numbers of the routed pass") {
           layer.step_routed(part, {part_rows.data(), part_offsets.data(), batch}, key_values, rows(y), state);
           for (std::size_t s = 0; s < full_rows.size(); ++s)
             for (Index d = 0; d < config.d_model; ++d)
-              error = std::max(error, std::abs(y(static_cast<Index>(s), d) - full(full_rows[s], d)));
+              error = test::larger(error, std::abs(y(static_cast<Index>(s), d) - full(full_rows[s], d)));
         }
         CHECK(error < 1e-12);
       }

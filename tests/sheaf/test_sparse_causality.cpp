@@ -2,6 +2,7 @@
 // stream's cuts or the threads.
 #include "sheaf/sparse_problem.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 
 using namespace rbar;
 
@@ -91,7 +92,7 @@ TEST_CASE("a stream of any steps makes the choices of the full pass, and its num
     }
     double worst = 0, largest = 0;
     for (std::size_t i = 0; i < expected.size(); ++i) {
-      worst = std::max(worst, static_cast<double>(std::abs(expected[i] - p.output[i])));
+      worst = test::larger(worst, static_cast<double>(std::abs(expected[i] - p.output[i])));
       largest = std::max(largest, static_cast<double>(std::abs(expected[i])));
     }
     CAPTURE(trial, config.block, config.chunk, s.tokens);

@@ -6,6 +6,7 @@
 #include "sheaf/sparse_problem.hpp"
 #include "support/allocation_count.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 
 #include <numeric>
 
@@ -203,7 +204,7 @@ TEST_CASE("attention along a given pattern, forward and backward", "[sparse]") {
         sparse::attend_row(p, 1, h, i, visible, row);
         empty_rows += std::count(row.begin(), row.end(), 0.0) == 4;
         for (Index d = 0; d < 4; ++d)
-          worst = std::max(worst, std::abs(row.data()[d] - p.outputs(p.output).at(1, h, i)[d]));
+          worst = test::larger(worst, std::abs(row.data()[d] - p.outputs(p.output).at(1, h, i)[d]));
       }
     CHECK(worst <= 1e-12);
     CHECK(empty_rows >= tokens / 7);

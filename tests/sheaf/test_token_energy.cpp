@@ -2,6 +2,7 @@
 #include "rbar/sheaf/token_energy.hpp"
 
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 
 #include <cmath>
 #include <limits>
@@ -54,7 +55,8 @@ template <class T>
 double largest_relative_error(const Tensor<T, 2>& energy, const Tensor<double, 2>& expected) {
   double error = 0;
   for (Index i = 0; i < expected.size(); ++i)
-    error = std::max(error, std::abs(static_cast<double>(energy.data()[i]) - expected.data()[i]) / expected.data()[i]);
+    error =
+        test::larger(error, std::abs(static_cast<double>(energy.data()[i]) - expected.data()[i]) / expected.data()[i]);
   return error;
 }
 

@@ -5,6 +5,7 @@
 
 #include "rbar/core/parameters.hpp"
 #include "rbar/io/safetensors.hpp"
+#include "support/differences.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -52,10 +53,8 @@ inline double excess(std::span<const float> actual, std::span<const float> expec
   rbar::require(actual.size() == expected.size(), "golden::excess", "size", expected.size(), actual.size());
   const double allowed = scale < absolute_below ? absolute_tolerance : relative * scale;
   double worst = 0;
-  for (std::size_t i = 0; i < actual.size(); ++i) {
-    const double difference = std::abs(static_cast<double>(actual[i]) - static_cast<double>(expected[i]));
-    if (!(difference <= worst)) worst = difference;
-  }
+  for (std::size_t i = 0; i < actual.size(); ++i)
+    worst = test::larger(worst, std::abs(static_cast<double>(actual[i]) - static_cast<double>(expected[i])));
   return worst / allowed;
 }
 template <int Rank>
@@ -92,7 +91,7 @@ ParameterExcess parameter_excess(const rbar::SafetensorsFile& file, const std::s
     if (scale == 0)
       for (const float value : expected) reference = std::max(reference, std::abs(static_cast<double>(value)));
     const double value = excess(parameter.values(), expected, reference, relative);
-    if (!(value <= worst.value)) worst = {value, parameter.name};
+    if (!std::isnan(worst.value) && !(value <= worst.value)) worst = {value, parameter.name};
   }
   return worst;
 }
