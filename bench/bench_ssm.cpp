@@ -3,15 +3,20 @@
 // scan_*: softplus, recurrence, skip and gate of one sequence, as the layer runs them. Gelem/s counts states moved by
 // one token (tokens · channels · 16). `peak_share` is of the copy bandwidth, for the activations that must be read and
 // written once; `fma_share` is of the FMA peak, with the operations as written (a multiply-add is two): 21 a state
-// forward, the same again and 14 more backward. `speedup` is over the recurrence as a plain loop: a channel's states in
-// registers or L1, scalar std::exp.
+// forward, the same again and 14 more backward. `speedup` is over the recurrence as a plain loop with std::exp, tokens
+// outside and as many channels inside (1, 4, 16 or 64: `plain_block`) as make it fastest there. `difference` is between
+// the two, of the largest number of its kind; a large one is an error.
+//
 // layer_*: the whole block. `scan_share` is the scan's part of the time; `heap_bytes_per_token` what a training step
-// takes at once. layer_step: one token of a stream.
+// takes at once on a thread that has no scratch yet: cache, gradients and that. layer_step: one token of a stream.
 #include "rbar/core/random.hpp"
 #include "rbar/nn/ssm.hpp"
 #include "support.hpp"
 
 #include <cmath>
+#include <initializer_list>
+#include <thread>
+#include <vector>
 
 #include "heap_meter.hpp"  // after all else: it defines malloc
 
@@ -30,14 +35,14 @@ void fill(Tensorial& tensor, double mean, double deviation, std::uint64_t seed) 
 
 struct Scan {
   Index tokens, inner, blocks;
-  Tensor<float, 2> step, input, gate, selection, y, out, dout, dstep, dinput, dgate, dselection, state, borders;
+  Tensor<float, 2> step, input, gate, selection, out, dout, dstep, dinput, dgate, dselection, state, borders;
   Tensor<float, 2> log_rate, partial;
   Tensor<float, 1> skip, memory;
 
   Scan(Index tokens_, Index inner_)
       : tokens(tokens_), inner(inner_), blocks((inner + simd::scan_channels - 1) / simd::scan_channels) {
     const Index size = simd::scan_state_size(states);
-    for (auto* tensor : {&step, &input, &gate, &y, &out, &dout, &dstep, &dinput, &dgate})
+    for (auto* tensor : {&step, &input, &gate, &out, &dout, &dstep, &dinput, &dgate})
       ensure_shape(*tensor, {tokens, inner});
     ensure_shape(selection, {tokens, 2 * states});
     ensure_shape(dselection, {blocks * tokens, 2 * states});
@@ -98,64 +103,136 @@ struct Scan {
 float softplus(float x) { return x > 20 ? x : std::log1p(std::exp(x)); }
 float sigmoid(float x) { return 1 / (1 + std::exp(-x)); }
 
-void plain_forward(Scan& x) {
-  for (Index e = 0; e < x.inner; ++e) {
-    float rate[states], h[states] = {};
-    for (Index s = 0; s < states; ++s) rate[s] = -std::exp(x.log_rate(e, s));
+// The recurrence as a plain loop: tokens outside, inside them a block of channels whose states stay in L1; a block of
+// one is the channel's own loop.
+constexpr Index plain_blocks[] = {1, 4, 16, 64};
+
+void plain_forward(Scan& x, Index block) {
+  float rate[64][states], h[64][states];
+  for (Index first = 0; first < x.inner; first += block) {
+    const Index channels = std::min(block, x.inner - first);
+    for (Index c = 0; c < channels; ++c)
+      for (Index s = 0; s < states; ++s) rate[c][s] = -std::exp(x.log_rate(first + c, s)), h[c][s] = 0;
     for (Index t = 0; t < x.tokens; ++t) {
-      const float step = softplus(x.step(t, e)), drive = step * x.input(t, e), z = x.gate(t, e);
       const float *B = &x.selection(t, 0), *C = B + states;
-      float y = x.skip(e) * x.input(t, e);
-      for (Index s = 0; s < states; ++s) {
-        h[s] = std::exp(step * rate[s]) * h[s] + drive * B[s];
-        y += C[s] * h[s];
+      for (Index c = 0; c < channels; ++c) {
+        const Index e = first + c;
+        const float step = softplus(x.step(t, e)), drive = step * x.input(t, e), z = x.gate(t, e);
+        float y = x.skip(e) * x.input(t, e);
+        for (Index s = 0; s < states; ++s) {
+          h[c][s] = std::exp(step * rate[c][s]) * h[c][s] + drive * B[s];
+          y += C[s] * h[c][s];
+        }
+        x.out(t, e) = y * z * sigmoid(z);
       }
-      x.y(t, e) = y;
-      x.out(t, e) = y * z * sigmoid(z);
     }
   }
 }
 
-// Keeps a channel's states and decays of all tokens, so that no exponential is computed twice.
-void plain_backward(Scan& x, std::vector<float>& kept) {
-  kept.resize(static_cast<std::size_t>(2 * x.tokens + 1) * states);
-  float *h = kept.data(), *a = h + (x.tokens + 1) * states;
-  std::fill_n(h, states, 0.0f);
+// Keeps a block's states and decays of all tokens, so that no exponential is computed twice.
+void plain_backward(Scan& x, Index block, std::vector<float>& kept) {
+  const Index row = block * states;
+  kept.resize(static_cast<std::size_t>((2 * x.tokens + 1) * row));
+  float *h = kept.data(), *a = h + (x.tokens + 1) * row;
+  float rate[64][states], carry[64][states], drate[64][states], dskip[64];
   x.dselection.setZero();
-  for (Index e = 0; e < x.inner; ++e) {
-    float rate[states], carry[states] = {}, drate[states] = {}, dskip = 0;
-    for (Index s = 0; s < states; ++s) rate[s] = -std::exp(x.log_rate(e, s));
-    for (Index t = 0; t < x.tokens; ++t) {
-      const float step = softplus(x.step(t, e)), drive = step * x.input(t, e);
+  for (Index first = 0; first < x.inner; first += block) {
+    const Index channels = std::min(block, x.inner - first);
+    std::fill_n(h, row, 0.0f);
+    for (Index c = 0; c < channels; ++c) {
+      dskip[c] = 0;
       for (Index s = 0; s < states; ++s) {
-        a[t * states + s] = std::exp(step * rate[s]);
-        h[(t + 1) * states + s] = a[t * states + s] * h[t * states + s] + drive * x.selection(t, s);
+        rate[c][s] = -std::exp(x.log_rate(first + c, s));
+        carry[c][s] = drate[c][s] = 0;
+      }
+    }
+    for (Index t = 0; t < x.tokens; ++t) {
+      const float *B = &x.selection(t, 0), *C = B + states;
+      for (Index c = 0; c < channels; ++c) {
+        const Index e = first + c;
+        const float step = softplus(x.step(t, e)), drive = step * x.input(t, e), z = x.gate(t, e), gate = sigmoid(z);
+        const float* before = h + t * row + c * states;
+        float *after = h + (t + 1) * row + c * states, *decay = a + t * row + c * states;
+        float y = x.skip(e) * x.input(t, e);
+        for (Index s = 0; s < states; ++s) {
+          decay[s] = std::exp(step * rate[c][s]);
+          after[s] = decay[s] * before[s] + drive * B[s];
+          y += C[s] * after[s];
+        }
+        x.dgate(t, e) = x.dout(t, e) * y * gate * (1 + z * (1 - gate));
       }
     }
     for (Index t = x.tokens - 1; t >= 0; --t) {
-      const float r = x.step(t, e), step = softplus(r), u = x.input(t, e), z = x.gate(t, e), gate = sigmoid(z);
-      const float dy = x.dout(t, e) * z * gate;
       const float *B = &x.selection(t, 0), *C = B + states;
-      float *dB = &x.dselection(t, 0), *dC = dB + states, dstep = 0, ddrive = 0;
-      for (Index s = 0; s < states; ++s) {
-        const float g = C[s] * dy + carry[s];
-        dC[s] += dy * h[(t + 1) * states + s];
-        dB[s] += g * step * u;
-        ddrive += g * B[s];
-        carry[s] = g * a[t * states + s];
-        const float dexponent = carry[s] * h[t * states + s];
-        drate[s] += dexponent * step;
-        dstep += dexponent * rate[s];
+      float dB[states] = {}, dC[states] = {};
+      for (Index c = 0; c < channels; ++c) {
+        const Index e = first + c;
+        const float r = x.step(t, e), step = softplus(r), u = x.input(t, e), z = x.gate(t, e);
+        const float dy = x.dout(t, e) * z * sigmoid(z);
+        const float *before = h + t * row + c * states, *after = before + row, *decay = a + t * row + c * states;
+        float dstep = 0, ddrive = 0;
+        for (Index s = 0; s < states; ++s) {
+          const float g = C[s] * dy + carry[c][s];
+          dC[s] += dy * after[s];
+          dB[s] += g * step * u;
+          ddrive += g * B[s];
+          carry[c][s] = g * decay[s];
+          const float dexponent = carry[c][s] * before[s];
+          drate[c][s] += dexponent * step;
+          dstep += dexponent * rate[c][s];
+        }
+        x.dstep(t, e) = (dstep + ddrive * u) * sigmoid(r);
+        x.dinput(t, e) = ddrive * step + dy * x.skip(e);
+        dskip[c] += dy * u;
       }
-      x.dgate(t, e) = x.dout(t, e) * x.y(t, e) * gate * (1 + z * (1 - gate));
-      x.dstep(t, e) = (dstep + ddrive * u) * sigmoid(r);
-      x.dinput(t, e) = ddrive * step + dy * x.skip(e);
-      dskip += dy * u;
+      for (Index s = 0; s < states; ++s) {
+        x.dselection(t, s) += dB[s];
+        x.dselection(t, states + s) += dC[s];
+      }
     }
-    for (Index s = 0; s < states; ++s)
-      x.partial(e / simd::scan_channels, s * simd::scan_channels + e % simd::scan_channels) = drate[s] * rate[s];
-    x.partial(e / simd::scan_channels, states * simd::scan_channels + e % simd::scan_channels) = dskip;
+    for (Index c = 0; c < channels; ++c) {
+      const Index of = (first + c) / simd::scan_channels, at = (first + c) % simd::scan_channels;
+      for (Index s = 0; s < states; ++s) x.partial(of, s * simd::scan_channels + at) = drate[c][s] * rate[c][s];
+      x.partial(of, states * simd::scan_channels + at) = dskip[c];
+    }
   }
+}
+
+// The block that makes plain(block) fastest, here and at this size.
+template <class Plain>
+Index fastest_block(Plain&& plain) {
+  Index fastest = 0;
+  double least = 1e300;
+  for (const Index block : plain_blocks)
+    if (const double seconds = bench::best_seconds([&] { plain(block); }); seconds < least)
+      least = seconds, fastest = block;
+  return fastest;
+}
+
+// Largest difference, of the largest number, with a NaN kept.
+double difference(const Tensor<float, 2>& ours, const Tensor<float, 2>& plain) {
+  double error = 0, largest = 0;
+  for (Index i = 0; i < ours.size(); ++i) {
+    const auto expected = static_cast<double>(plain.data()[i]);
+    const double apart = std::abs(static_cast<double>(ours.data()[i]) - expected);
+    if (!(apart <= error) && !std::isnan(error)) error = apart;
+    largest = std::max(largest, std::abs(expected));
+  }
+  return error / largest;
+}
+void report_difference(benchmark::State& state, std::initializer_list<double> differences) {
+  double worst = 0;
+  for (const double one : differences)
+    if (!(one <= worst) && !std::isnan(worst)) worst = one;
+  state.counters["difference"] = worst;
+  if (!(worst <= 1e-4)) state.SkipWithError("the plain loop has other numbers");
+}
+// Over the blocks of channels.
+Tensor<float, 2> sum_of_selections(const Scan& x) {
+  Tensor<float, 2> sum = zeros<float, 2>({x.tokens, 2 * states});
+  for (Index row = 0; row < x.blocks * x.tokens; ++row)
+    for (Index s = 0; s < 2 * states; ++s) sum(row % x.tokens, s) += x.dselection(row, s);
+  return sum;
 }
 
 void add_fma_share(benchmark::State& state, double flops) {
@@ -164,13 +241,12 @@ void add_fma_share(benchmark::State& state, double flops) {
 
 void scan_forward(benchmark::State& state) {
   Scan x(state.range(0), state.range(1)), plain(state.range(0), state.range(1));
+  const Index block = fastest_block([&](Index b) { plain_forward(plain, b); });
   bench::measure(
-      state, {.bytes = x.bytes(5), .elements = x.moved()}, [&] { x.forward(); }, [&] { plain_forward(plain); });
+      state, {.bytes = x.bytes(4), .elements = x.moved()}, [&] { x.forward(); }, [&] { plain_forward(plain, block); });
   add_fma_share(state, forward_flops);
-  double error = 0;
-  for (Index i = 0; i < x.out.size(); ++i)
-    error = std::max(error, std::abs(static_cast<double>(x.out.data()[i] - plain.out.data()[i])));
-  state.counters["difference"] = error;
+  state.counters["plain_block"] = static_cast<double>(block);
+  report_difference(state, {difference(x.out, plain.out)});
 }
 BENCHMARK(scan_forward)
     ->ArgNames({"tokens", "channels"})
@@ -182,13 +258,16 @@ BENCHMARK(scan_forward)
 void scan_backward(benchmark::State& state) {
   Scan x(state.range(0), state.range(1)), plain(state.range(0), state.range(1));
   std::vector<float> kept;
+  const Index block = fastest_block([&](Index b) { plain_backward(plain, b, kept); });
   bench::measure(
-      state, {.bytes = x.bytes(8), .elements = x.moved()}, [&] { x.backward(); }, [&] { plain_backward(plain, kept); });
+      state, {.bytes = x.bytes(8), .elements = x.moved()}, [&] { x.backward(); },
+      [&] { plain_backward(plain, block, kept); });
   add_fma_share(state, backward_flops);
-  double error = 0;
-  for (Index i = 0; i < x.dstep.size(); ++i)
-    error = std::max(error, std::abs(static_cast<double>(x.dstep.data()[i] - plain.dstep.data()[i])));
-  state.counters["difference"] = error;
+  state.counters["plain_block"] = static_cast<double>(block);
+  // partial: dA_log and dD.
+  report_difference(
+      state, {difference(x.dstep, plain.dstep), difference(x.dinput, plain.dinput), difference(x.dgate, plain.dgate),
+              difference(x.partial, plain.partial), difference(sum_of_selections(x), sum_of_selections(plain))});
 }
 BENCHMARK(scan_backward)
     ->ArgNames({"tokens", "channels"})
@@ -231,14 +310,17 @@ void layer_training(benchmark::State& state) {
     block.layer.forward(block.x, y, cache);
     block.layer.backward(block.x, cache, dx, block.grad);
   };
-  both(block.y, block.dx, block.cache);  // scratch of the threads has grown
+  both(block.y, block.dx, block.cache);  // scratch of the pool's threads has grown
+  const auto on_a_fresh_thread = [&] {
+    std::thread([&] {
+      Tensor<float, 3> y, dx;
+      SelectiveSSM<float>::Cache cache;
+      both(y, dx, cache);
+    }).join();
+  };
   if (bench::measures_heap)
-    state.counters["heap_bytes_per_token"] = bench::heap_needed_by([&] {
-                                               Tensor<float, 3> y, dx;
-                                               SelectiveSSM<float>::Cache cache;
-                                               both(y, dx, cache);
-                                             }) /
-                                             static_cast<double>(state.range(0));
+    state.counters["heap_bytes_per_token"] =
+        bench::heap_needed_by(on_a_fresh_thread) / static_cast<double>(state.range(0));
   bench::measure(state, {.flops = 3 * block.flops()}, [&] { both(block.y, block.dx, block.cache); });
   Scan scan(state.range(0), block.layer.config.inner());
   state.counters["scan_share"] = bench::best_seconds([&] {
