@@ -140,8 +140,10 @@ struct LineChartPicture {
   std::string out = {};
 
   // Dark enough on white, and apart for most of those who do not see all colours.
-  static constexpr std::array<const char*, 8> palette = {"#1f66b0", "#d1561b", "#2b8a4b", "#8b4bb3",
-                                                         "#a87f00", "#0c8a99", "#c03a78", "#5a6068"};
+  static constexpr std::array<const char*, 12> palette = {"#1f66b0", "#d1561b", "#2b8a4b", "#8b4bb3",
+                                                          "#a87f00", "#0c8a99", "#c03a78", "#5a6068",
+                                                          "#111111", "#7a3b12", "#7fb000", "#4fb0ea"};
+  static constexpr std::size_t most_name = 34;  // letters of a name in the legend
   static constexpr double top = 44, bottom = 54, line_height = 18, character = 6.6;
 
   static std::string text_of(std::string_view text, std::size_t most) {
@@ -241,7 +243,6 @@ struct LineChartPicture {
     measure();
 
     std::size_t longest_name = 0;
-    constexpr std::size_t most_name = 34;
     for (const LineSeries& series : chart.series)
       longest_name = std::max(longest_name, std::min(series.name.size(), most_name));
     const double legend = longest_name == 0 ? 16 : 46 + character * static_cast<double>(longest_name);
@@ -290,17 +291,33 @@ struct LineChartPicture {
     out += "</svg>\n";
     marks();
 
-    double at = top + 8;
-    for (std::size_t i = 0; i < colour.size(); ++i) {
-      const LineSeries& series = chart.series[i];
-      if (series.name.empty() || at > height - 8) continue;
-      out += format_line("<path stroke-width=\"%d\" stroke=\"%s\" %s d=\"M%.1f %.1fh18\"/>\n", series.faint ? 1 : 2,
-                         colour[i], series.dashed ? "stroke-dasharray=\"5 4\"" : "", right + 14, at);
-      text(right + 38, at + 4, "", text_of(series.name, most_name));
-      at += line_height;
-    }
+    legend_of(colour, right);
     if (empty) text((left + right) / 2, middle, "text-anchor=\"middle\"", "no data");
     return std::move(out) + "</svg>\n";
+  }
+
+  // Many names stand closer; of more than fit even so, the last line says how many are not there.
+  void legend_of(const std::vector<const char*>& colour, double right) {
+    std::size_t left_over = 0;
+    for (const LineSeries& series : chart.series) left_over += !series.name.empty();
+    const double room = height - 8 - top;
+    const double row = std::clamp(room / static_cast<double>(std::max<std::size_t>(left_over, 1)), 9.0, line_height);
+    const std::string size = format_line("font-size=\"%.1f\"", std::min(12.0, row));
+    double at = top + row / 2;
+    for (std::size_t i = 0; i < colour.size(); ++i) {
+      const LineSeries& series = chart.series[i];
+      if (series.name.empty()) continue;
+      const bool last_row = at + row > height - 8;
+      if (last_row && left_over > 1) {
+        text(right + 14, at + row / 4, size, format_line("… %zu more", left_over));
+        return;
+      }
+      --left_over;
+      out += format_line("<path stroke-width=\"%d\" stroke=\"%s\" %s d=\"M%.1f %.1fh18\"/>\n", series.faint ? 1 : 2,
+                         colour[i], series.dashed ? "stroke-dasharray=\"5 4\"" : "", right + 14, at);
+      text(right + 38, at + row / 4, size, text_of(series.name, most_name));
+      at += row;
+    }
   }
 
   static std::size_t most_label(double pixels) { return static_cast<std::size_t>(pixels / character); }
