@@ -161,8 +161,9 @@ struct LaneCharts {
                    path[shade] + "\"/>";
     for (std::size_t n = 0; n < report.pairs_shown(); ++n) {
       const ResidualPair& pair = report.trace.top_residuals[n];
-      const double x = margin + cell * (static_cast<double>(pair.key / side) + 0.5);
-      const double y = margin + cell * (static_cast<double>(pair.query / side) + 0.5);
+      const Index column = pair.key / side, row = pair.query / side;
+      const double x = margin + cell * (static_cast<double>(column) + 0.5);
+      const double y = margin + cell * (static_cast<double>(row) + 0.5);
       const double radius = std::clamp(cell / 2, 4.0, 12.0);
       content += format_line("<circle class=\"ring\" cx=\"%.2f\" cy=\"%.2f\" r=\"%.2f\"/>", x, y, radius) +
                  label_at(x + radius + 2, y - 3, "class=\"rank\"", std::to_string(n + 1));
