@@ -12,7 +12,14 @@
 #include <vector>
 
 int main(int argc, char** argv) {
-  const rbar::Index oscillators = argc > 2 ? std::atoll(argv[2]) : 2048;
+  rbar::Index oscillators = 2048;
+  if (argc > 2) {
+    char* end = nullptr;
+    oscillators = std::strtoll(argv[2], &end, 10);
+    if (end == argv[2] || *end != '\0') oscillators = 0;
+  }
+  if (argc > 3 || oscillators < 2 || oscillators > 10'000'000)
+    return std::fprintf(stderr, "critical_coupling [R_of_K.svg [OSCILLATORS]]: OSCILLATORS from 2 to 10000000\n"), 2;
   rbar::LineChart chart;
   chart.title = "Order parameter of " + std::to_string(oscillators) + " Kuramoto oscillators";
   chart.x_label = "coupling K";
