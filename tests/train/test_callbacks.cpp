@@ -115,8 +115,11 @@ TEST_CASE("the CSV log holds every step once, also after a resumed run") {
 
   // Back to step 3, as after a crash; the file ends in half a line.
   std::ofstream(path, std::ios::app) << "7,1.2";
+  std::filesystem::create_hard_link(path, folder / "old.csv");
   trainer.state.step = 3;
   trainer.train(tokens, CsvLog(path));
+  CHECK(lines_of(folder / "old.csv").size() == 8);  // never cut: who dies in between loses nothing
+  CHECK(!std::filesystem::exists(folder / "log.csv.tmp"));
   const auto resumed = lines_of(path);
   REQUIRE(resumed.size() == 7);
   for (std::size_t i = 0; i <= 3; ++i) CHECK(resumed[i] == lines[i]);

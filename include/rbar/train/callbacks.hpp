@@ -62,12 +62,35 @@ class StepCsv {
   }
 
  private:
+  struct Close {
+    void operator()(std::FILE* file) const { std::fclose(file); }
+  };
+  using File = std::unique_ptr<std::FILE, Close>;
+
+  static File opened(const std::filesystem::path& path, const char* mode) {
+    File file(std::fopen(path.string().c_str(), mode));
+    require(file != nullptr, "StepCsv", path.string(), "a file that can be written", "an error on opening");
+    return file;
+  }
+
   void open(Index first_step) {
-    std::string kept = header_ + "\n";
-    if (first_step > 1) kept += lines_before(first_step);
-    file_.reset(std::fopen(path_.string().c_str(), "w"));
-    require(file_ != nullptr, "StepCsv", path_.string(), "a file that can be written", "an error on opening");
-    std::fputs(kept.c_str(), file_.get());
+    if (first_step > 1 && std::filesystem::is_regular_file(path_)) {
+      // Whoever reads the file, or dies here, finds the old lines or the kept ones, never fewer.
+      const std::filesystem::path file = std::filesystem::canonical(path_), temporary = file.string() + ".tmp";
+      begin(temporary, lines_before(first_step));
+      file_.reset();
+      std::filesystem::rename(temporary, file);
+      file_ = opened(file, "a");
+    } else {
+      begin(path_, "");
+    }
+  }
+
+  void begin(const std::filesystem::path& path, const std::string& lines) {
+    file_ = opened(path, "w");
+    const bool complete = std::fputs((header_ + "\n" + lines).c_str(), file_.get()) >= 0;
+    require(complete && std::fflush(file_.get()) == 0, "StepCsv", path.string(), "a complete write",
+            "an error (is the disk full?)");
   }
 
   std::string lines_before(Index step) const {
@@ -82,11 +105,6 @@ class StepCsv {
     }
     return lines;
   }
-
-  struct Close {
-    void operator()(std::FILE* file) const { std::fclose(file); }
-  };
-  using File = std::unique_ptr<std::FILE, Close>;
 
   std::filesystem::path path_;
   std::string header_;
