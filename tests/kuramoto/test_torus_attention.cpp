@@ -3,6 +3,7 @@
 #include "rbar/kuramoto/torus_attention.hpp"
 #include "support/allocation_count.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 #include "support/passes.hpp"
 
 #include <vector>
@@ -105,7 +106,8 @@ TEST_CASE("torus attention moves by the sum of sines") {
       const auto moved = layer(angles), expected = plain(layer, angles);
       INFO(name_of(variant.gate) << " strict " << variant.strict << " drift " << variant.drift << " tokens " << tokens);
       double worst = 0;
-      for (Index i = 0; i < moved.size(); ++i) worst = std::max(worst, std::abs(moved.data()[i] - expected.data()[i]));
+      for (Index i = 0; i < moved.size(); ++i)
+        worst = test::larger(worst, std::abs(moved.data()[i] - expected.data()[i]));
       CHECK(worst <= 1e-12);
     }
 }
@@ -204,7 +206,7 @@ TEST_CASE("angles that move all at once may disagree more afterwards, but not fo
     for (double& weight : elements(symmetric)) weight /= std::max(1.0, largest_row);  // rows of at most 1
     INFO("round " << round << " tokens " << tokens << " rate " << rate);
     CHECK(disagreement(symmetric, all_moved(symmetric, angles, rate)) <= disagreement(symmetric, angles) + 1e-12);
-    worst = std::max(worst, disagreement(any, all_moved(any, angles, rate)) - disagreement(any, angles));
+    worst = test::larger(worst, disagreement(any, all_moved(any, angles, rate)) - disagreement(any, angles));
   }
   CHECK(worst > 1e-3);  // there even η ≤ 1 may raise it
 }

@@ -7,6 +7,7 @@
 #include "rbar/train/loss.hpp"
 #include "routing/routing_support.hpp"
 #include "support/catch.hpp"
+#include "support/differences.hpp"
 
 using namespace rbar;
 
@@ -60,7 +61,7 @@ double relative_difference(const Tensor<T, 3>& a, const Tensor<T, 3>& b) {
   REQUIRE(shape_of(a) == shape_of(b));
   double difference = 0, largest = 0;
   for (Index i = 0; i < a.size(); ++i) {
-    difference = std::max(difference, std::abs(static_cast<double>(a.data()[i] - b.data()[i])));
+    difference = test::larger(difference, std::abs(static_cast<double>(a.data()[i] - b.data()[i])));
     largest = std::max(largest, std::abs(static_cast<double>(a.data()[i])));
   }
   return difference / largest;

@@ -3,6 +3,7 @@
 
 #include "attention/naive_multi_head.hpp"
 #include "rbar/sheaf/sheaf_attention.hpp"
+#include "support/differences.hpp"
 
 #include <string>
 #include <utility>
@@ -116,11 +117,6 @@ SheafAttention<T> random_sheaf(const SheafAttentionConfig& config, std::uint64_t
   return layer;
 }
 
-inline double largest_difference(const Tensor<double, 3>& a, const Tensor<double, 3>& b) {
-  double worst = 0;
-  for (Index i = 0; i < a.size(); ++i)
-    if (!(std::abs(a.data()[i] - b.data()[i]) <= worst)) worst = std::abs(a.data()[i] - b.data()[i]);
-  return worst;
-}
+using ::test::largest_difference;
 
 }  // namespace naive

@@ -1,6 +1,7 @@
 // Sheaf attention whose rows skip blocks of keys: the layer keeps the plan's promises in each of its ways.
 #include "rbar/audit/gradient_check.hpp"
 #include "sheaf/naive_sheaf.hpp"
+#include "support/differences.hpp"
 
 using namespace rbar;
 using naive::largest_difference;
@@ -45,9 +46,9 @@ double relative_error(const typename SheafAttention<T>::Cache& sparse, const typ
   for (Index i = 0; i < dense.value.size(); i += head_dim)
     largest_value = std::max(largest_value, norm([&](Index d) { return double(dense.value.data()[i + d]); }));
   for (Index i = 0; i < dense.attended.size(); i += head_dim)
-    error = std::max(error, norm([&](Index d) {
-                       return double(sparse.attended.data()[i + d]) - double(dense.attended.data()[i + d]);
-                     }));
+    error = test::larger(error, norm([&](Index d) {
+                           return double(sparse.attended.data()[i + d]) - double(dense.attended.data()[i + d]);
+                         }));
   return error / largest_value;
 }
 
@@ -113,7 +114,7 @@ TEST_CASE("a sparse layer: routed gradients are those of the full pass where not
   const auto one = parameters_of(grad), other = parameters_of(routed_grad);
   double error = 0;
   for (std::size_t p = 0; p < one.size(); ++p)
-    for (Index i = 0; i < one[p].size; ++i) error = std::max(error, std::abs(one[p].data[i] - other[p].data[i]));
+    for (Index i = 0; i < one[p].size; ++i) error = test::larger(error, std::abs(one[p].data[i] - other[p].data[i]));
   CHECK(error <= 1e-10);
 }
 
@@ -135,7 +136,7 @@ TEST_CASE("a sparse stream and sparse routed queries have the numbers of the ful
       layer.step(part, y, state);
       for (Index b = 0; b < batch; ++b)
         for (Index t = 0; t < count; ++t)
-          for (Index d = 0; d < dim; ++d) error = std::max(error, std::abs(y(b, t, d) - full(b, first + t, d)));
+          for (Index d = 0; d < dim; ++d) error = test::larger(error, std::abs(y(b, t, d) - full(b, first + t, d)));
     }
     INFO("chunk " << chunk);
     CHECK(error <= 1e-5f);
@@ -154,7 +155,7 @@ TEST_CASE("a sparse stream and sparse routed queries have the numbers of the ful
   float error = 0;
   for (Index s = 0; s < routed.count(); ++s)
     for (Index d = 0; d < dim; ++d)
-      error = std::max(error, std::abs(selected(s, d) - full.data()[routed.rows[s] * dim + d]));
+      error = test::larger(error, std::abs(selected(s, d) - full.data()[routed.rows[s] * dim + d]));
   CHECK(error <= 1e-5f);
   CHECK(cache.score.plan.summary().skipped_blocks > 0);
 
@@ -162,7 +163,7 @@ TEST_CASE("a sparse stream and sparse routed queries have the numbers of the ful
   for (Index d = 0; d < dim; ++d) changed(0, 100, d) += 5;
   const Tensor<float, 3> after = layer(changed);
   float leak = 0;
-  for (Index i = 0; i < 100 * dim; ++i) leak = std::max(leak, std::abs(after.data()[i] - full.data()[i]));
+  for (Index i = 0; i < 100 * dim; ++i) leak = test::larger(leak, std::abs(after.data()[i] - full.data()[i]));
   CHECK(leak == 0);
 }
 

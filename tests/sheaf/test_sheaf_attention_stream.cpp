@@ -1,6 +1,7 @@
 // Sheaf attention with routed queries and in streams: the numbers of the full pass.
 #include "rbar/audit/gradient_check.hpp"
 #include "sheaf/naive_sheaf.hpp"
+#include "support/differences.hpp"
 
 using namespace rbar;
 using naive::random_hidden;
@@ -55,7 +56,7 @@ TEST_CASE("routed sheaf attention follows the definition, with every kind of key
         for (Index s = 0; s < y.dimension(0); ++s)
           for (Index d = 0; d < config.d_model; ++d) {
             const Index row = subset.rows[static_cast<std::size_t>(s)];
-            error = std::max(error, std::abs(y(s, d) - expected.data()[row * config.d_model + d]));
+            error = test::larger(error, std::abs(y(s, d) - expected.data()[row * config.d_model + d]));
           }
         CHECK(error <= 1e-11);
       }
@@ -115,7 +116,7 @@ TEST_CASE("streaming sheaf attention gives the numbers of the full pass", "[shea
       for (Index first = 0; first < tokens; first += chunk) {
         const Index count = std::min(chunk, tokens - first);
         layer.step(part_of(x, first, count), y, state);
-        error = std::max(error, naive::largest_difference(y, part_of(full, first, count)));
+        error = test::larger(error, naive::largest_difference(y, part_of(full, first, count)));
       }
       CHECK(error < 1e-12);
       CHECK(state.position == tokens);
@@ -154,7 +155,7 @@ TEST_CASE("a sheaf stream in which only routed tokens ask", "[sheaf attention]")
                         state);
       for (std::size_t s = 0; s < full_rows.size(); ++s)
         for (Index d = 0; d < config.d_model; ++d)
-          error = std::max(error, std::abs(y(static_cast<Index>(s), d) - full(full_rows[s], d)));
+          error = test::larger(error, std::abs(y(static_cast<Index>(s), d) - full(full_rows[s], d)));
     }
     INFO("keys " << name_of(key_values) << ", seed " << seed);
     CHECK(error < 1e-12);
@@ -201,7 +202,7 @@ TEST_CASE("keys may come late and in pieces, queries when they are asked", "[she
         for (Index s = offsets[static_cast<std::size_t>(b)]; s < offsets[static_cast<std::size_t>(b) + 1]; ++s)
           for (Index d = 0; d < dim; ++d) {
             const float expected = full(b, positions[static_cast<std::size_t>(s)], d);
-            error = std::max(error, std::abs(y[static_cast<std::size_t>(s * dim + d)] - expected));
+            error = test::larger(error, std::abs(y[static_cast<std::size_t>(s * dim + d)] - expected));
             asked = true;
           }
     }
