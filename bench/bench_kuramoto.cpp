@@ -10,8 +10,10 @@
 // torus_*: one layer of torus attention of `heads` heads with `angles` angles. `over_engine` is its time over that of
 // bare dot-product attention of head dimension 2·angles on queries, keys and values that lie ready. With gate 1
 // (static) that is attention against attention; with 0 (query) and 2 (query_key) one or two products with a [d, 2d]
-// matrix count against the torus. `over_layer` is over a MultiHeadAttention of the same heads, four projections and
-// all.
+// matrix count against the torus. `over_layer` and `over_narrow_layer` are over a MultiHeadAttention of as
+// many heads, four projections and all: the first of d_model = 2d, whose heads are as wide as the engine's and whose
+// projections have 16d² weights against 2d² of each map of the torus; the second of d_model = d = heads·angles, the
+// torus's own width, with 4d² weights and half the dimensions of a head.
 #include "rbar/attention/multi_head_attention.hpp"
 #include "rbar/core/random.hpp"
 #include "rbar/kuramoto/phase_attention.hpp"
@@ -151,16 +153,20 @@ void torus(benchmark::State& state, bool backward) {
   Rng rng(4);
   const KuramotoAttention<float> layer(
       {.d_model = width, .n_heads = n_heads, .gate = all_torus_gates[state.range(3)], .drift_base = 10000}, rng);
-  MultiHeadAttentionConfig dot_config;
-  dot_config.d_model = 2 * width;
-  dot_config.n_heads = n_heads;
-  const MultiHeadAttention<float> dot(dot_config, rng);
+  const auto dot_product = [&](Index d_model) {
+    MultiHeadAttentionConfig config;
+    config.d_model = d_model;
+    config.n_heads = n_heads;
+    return MultiHeadAttention<float>(config, rng);
+  };
+  const MultiHeadAttention<float> wide = dot_product(2 * width), narrow = dot_product(width);
   Passes ours(layer, tokens, width);
-  Passes theirs(dot, tokens, 2 * width);
+  Passes theirs(wide, tokens, 2 * width), theirs_narrow(narrow, tokens, width);
   Engine engine(tokens, n_heads, 2 * dim);
   const auto run = [backward](auto& side) { backward ? side.backward() : side.forward(); };
   state.counters["over_engine"] = bench::paired_ratio([&] { run(ours); }, [&] { run(engine); });
   state.counters["over_layer"] = bench::paired_ratio([&] { run(ours); }, [&] { run(theirs); });
+  state.counters["over_narrow_layer"] = bench::paired_ratio([&] { run(ours); }, [&] { run(theirs_narrow); });
   const double t = static_cast<double>(tokens), d = static_cast<double>(width);
   const double maps = 4 * t * d * d * static_cast<double>(state.range(3) == 0 ? 1 : state.range(3) == 2 ? 2 : 0);
   const double attention = 4 * 2 * d * t * (t + 1) / 2;
