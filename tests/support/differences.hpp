@@ -5,11 +5,15 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <type_traits>
 
 namespace test {
 
 // For running maxima: the larger of the two, NaN once either is.
-inline double larger(double worst, double value) { return std::isnan(worst) || value <= worst ? worst : value; }
+template <class T>
+T larger(T worst, std::type_identity_t<T> value) {
+  return std::isnan(worst) || value <= worst ? worst : value;
+}
 
 // max |a − b| over two tensors of any scalars; NaN when they differ in size.
 template <class A, class B>
