@@ -27,7 +27,7 @@ struct Arguments {
   std::string split = "validation";
 
   TrainingOptions training;
-  bool context_given = false;
+  bool context_given = false, model_given = false, tokenizer_given = false;
   std::string out, csv;
   bool resume = false, allow_changes = false;
 

@@ -43,6 +43,20 @@ void add_evaluation(Json& result, const rbar::Evaluation& e) {
   result["val_tokens"] = e.predicted_tokens;
 }
 
+// What is said of a model beside --resume must be so: the folder's model goes on, whatever is said.
+void require_as_saved(const AnyModel& model, const Corpus& corpus, const nlohmann::json& settings, const Arguments& a) {
+  const auto require_same = [&a](const std::string& option, const std::string& saved, const std::string& said) {
+    rbar::require(saved == said, "arguments", option, saved + ", as " + a.out + " has it (--resume goes on with that)",
+                  said);
+  };
+  if (a.model_given) require_same("--model", model.family(), a.model);
+  if (a.tokenizer_given) require_same("--tokenizer", corpus.tokenizer.kind, a.tokenizer);
+  if (settings.empty()) return;
+  const auto said = fresh_model(model.family(), settings, corpus, a.training.config.window, a.seed)->config();
+  const Json saved = model.config();
+  for (const auto& [name, ignored] : settings.items()) require_same(name, saved[name].dump(), said[name].dump());
+}
+
 rbar::CausalityReport report_causality(const AnyModel& model, const Arguments& a) {
   return model.causality({.trials = a.audit_trials, .seed = a.seed});
 }
@@ -77,6 +91,7 @@ int train(const Arguments& a) {
                       text);
   const Index window = a.training.config.window;
   const auto model = a.resume ? load_model(a.out) : fresh_model(a.model, settings, corpus, window, a.seed);
+  if (a.resume) require_as_saved(*model, corpus, settings, a);
   const TrainingResult result = rbar_lm::train(
       *model, corpus, a.training,
       {.folder = a.out, .csv = a.csv, .resume = a.resume, .allow_changes = a.allow_changes, .quiet = a.quiet});
@@ -90,7 +105,7 @@ int train(const Arguments& a) {
   Json json;
   json["model"] = model->family();
   json["text"] = a.text;
-  json["tokenizer"] = a.tokenizer;
+  json["tokenizer"] = corpus.tokenizer.kind;
   json["parameters"] = count_parameters(*model);
   json["steps"] = a.training.config.steps;
   json["batch"] = a.training.config.batch_size;

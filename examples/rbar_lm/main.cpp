@@ -3,8 +3,8 @@
 //   rbar_lm generate --from run --prompt "ROMEO:"
 //   rbar_lm sweep plan.json --out runs --jobs 2
 //   rbar_lm intervene --from run --text shakespeare.txt --on order_parameter --values 0,0.5,1
-// Exit code 0: fine; 1: `audit` found a leak, or a run of a sweep failed; 2: bad arguments or files, said in one line
-// on stderr.
+// Exit code 0: fine; 1: `audit` found a leak, or a run of a sweep failed now (`--report` trains nothing, and ends with
+// 0 whatever failed before); 2: bad arguments or files, said in one line on stderr.
 #include "arguments.hpp"
 
 #include "rbar/core/parallel.hpp"
@@ -24,8 +24,10 @@ constexpr const char* footer =
     "them.";
 
 // Options of several commands.
-void add_common(CLI::App& command, Arguments& a) {
+void add_seed(CLI::App& command, Arguments& a) {
   command.add_option("--seed", a.seed, "Seed of weights, windows, dropout and sampling")->capture_default_str();
+}
+void add_common(CLI::App& command, Arguments& a) {
   command.add_option("--threads", a.threads, "Threads (0: all cores); the results do not depend on it")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
@@ -197,7 +199,10 @@ int run(int count, char** values) {
   const Command commands[] = {{&train_command, train}, {&eval_command, eval},       {&generate_command, generate},
                               {&audit_command, audit}, {&inspect_command, inspect}, {&lanes_command, lanes},
                               {&sweep_command, sweep}, {&ablate_command, ablate},   {&intervene_command, intervene}};
-  for (const Command& command : commands) add_common(*command.app, a);
+  for (const Command& command : commands) {
+    if (command.app != &sweep_command) add_seed(*command.app, a);  // a plan has its seeds
+    add_common(*command.app, a);
+  }
 
   try {
     app.parse(count, values);
@@ -207,6 +212,8 @@ int run(int count, char** values) {
     return 2;
   }
   a.context_given = eval_context->count() + intervene_context->count() > 0;
+  a.model_given = train_command["--model"]->count() > 0;
+  a.tokenizer_given = train_command["--tokenizer"]->count() > 0;
   a.training.config.seed = a.seed;
   rbar::set_num_threads(a.threads > 0 ? a.threads : std::max(1, static_cast<int>(std::thread::hardware_concurrency())));
   for (const Command& command : commands) {

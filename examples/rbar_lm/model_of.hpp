@@ -76,9 +76,7 @@ class ModelOf final : public AnyModel {
     };
     const rbar::CheckpointEvery saver{checkpoint, run.save_every > 0 ? run.save_every : never};
     const auto save_run = [&](auto& trained, rbar::StepReport& report) {
-      if (run.folder.empty()) return;
-      saver(trained, report);
-      if (report.last()) save(run.folder);
+      if (!run.folder.empty()) saver(trained, report);
     };
     if constexpr (requires { &FamilyTools<M>::phase_log; }) {
       const Index every = std::max<Index>(1, std::min(evaluation.every, run.config.steps));
@@ -90,6 +88,8 @@ class ModelOf final : public AnyModel {
     } else {
       trainer.train(run.train, measure, evaluation, remember, log, show, save_run);
     }
+    // Also when nothing was left to train: the run may have ended between its last checkpoint and this line.
+    if (!run.folder.empty()) save(run.folder);
     result.windows = trainer.state.windows.drawn;
     if (result.tokens == 0) result.validation = rbar::evaluate(model_, run.validation, options);
     return result;

@@ -8,10 +8,13 @@
 #include "rbar/io/file.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <exception>
 #include <map>
 #include <mutex>
+#include <string_view>
+#include <system_error>
 #include <tuple>
 #include <utility>
 
@@ -24,10 +27,6 @@ namespace rbar_lm {
 namespace {
 
 namespace fs = std::filesystem;
-
-std::uint64_t windows_of(const rbar::TrainingConfig& config) {
-  return static_cast<std::uint64_t>(config.steps * config.batch_size * config.accumulation);
-}
 
 // Keeps other processes from a run until it is destroyed or the process ends; where files have no locks, nothing does.
 class RunLock {
@@ -53,9 +52,20 @@ bool is_asked_for(const PlannedRun& run, const std::vector<std::string>& only) {
          std::find(only.begin(), only.end(), run.folder_name()) != only.end();
 }
 
+// Which members differ, in words; empty if none does.
+std::string difference_between(const std::string& where, const nlohmann::json& ours, const nlohmann::json& stored) {
+  try {
+    rbar::detail::require_same_config(where, ours.flatten(), stored.flatten());
+    return {};
+  } catch (const rbar::Error& error) {
+    const std::string_view message = error.what();
+    return std::string(message.substr(message.find(": ") + 2));  // without the name of that function
+  }
+}
+
 // Digest of what Trainer shows a model with this seed, window after window, and of the validation tokens.
 std::string data_digest(const Corpus& corpus, const TrainingOptions& options) {
-  const std::uint64_t windows = windows_of(options.config);
+  const std::uint64_t windows = options.windows();
   const Index length = options.config.window;
   constexpr std::uint64_t most = 256;  // windows at a time
   std::string sums;
@@ -85,12 +95,16 @@ class Sweep {
     std::map<std::tuple<std::uint64_t, std::uint64_t, Index, Index>, std::string> digests;
     for (const PlannedRun& run : plan_.runs) {
       const rbar::TrainingConfig& config = run.training.config;
-      std::string& digest = digests[{config.seed, windows_of(config), config.window, run.training.validate_tokens}];
+      std::string& digest = digests[{config.seed, run.training.windows(), config.window, run.training.validate_tokens}];
       if (digest.empty()) digest = data_digest(corpus_, run.training);
       definitions_.push_back(define(run, digest));
     }
     require_same_data(definitions_);
-    for (std::size_t i = 0; i < definitions_.size(); ++i) check_folder(i);
+    for (std::size_t i = 0; i < definitions_.size(); ++i) {
+      std::error_code ignored;  // another process may be at it
+      fs::remove_all(trash(i), ignored);
+      check_folder(i);
+    }
   }
 
   // All runs asked for that have no result yet. Returns how many failed.
@@ -116,6 +130,7 @@ class Sweep {
 
  private:
   fs::path folder(std::size_t i) const { return run_folder(a_.out, plan_.runs[i]); }
+  fs::path trash(std::size_t i) const { return folder(i).string() + ".trash"; }  // no run is called so
 
   std::unique_ptr<AnyModel> create(const PlannedRun& run) const {
     return fresh_model(run.model, run.config, corpus_, run.training.config.window, run.training.config.seed);
@@ -147,16 +162,22 @@ class Sweep {
 
   // A folder may hold this run, or nothing: what the plan changed since is trained anew, if that is allowed.
   void check_folder(std::size_t i) const {
+    const std::string difference = difference_to_folder(i);
+    if (difference.empty()) return;
+    if (!a_.allow_changes) throw rbar::Error("sweep: " + difference + "; --allow-changes trains it anew");
+    const RunLock lock(folder(i));
+    rbar::require(lock.held(), "sweep", folder(i).string(), "a run that nobody trains", "a lock");
+    fs::rename(folder(i), trash(i));  // at once: half a run is never taken for one
+    fs::remove_all(trash(i));
+  }
+
+  // Empty if the folder holds this run, or nothing. Errors: a run.json that cannot be read.
+  std::string difference_to_folder(std::size_t i) const {
     const fs::path path = folder(i) / "run.json";
-    if (!fs::exists(path)) return;
-    try {
-      rbar::detail::require_same_config(folder(i).string(), definitions_[i].to_json().flatten(),
-                                        rbar::read_json(path).flatten());
-    } catch (const rbar::Error& error) {
-      if (!a_.allow_changes) throw rbar::Error(error.what() + std::string("; --allow-changes trains it anew"));
-      rbar::require(RunLock(folder(i)).held(), "sweep", folder(i).string(), "a run that nobody trains", "a lock");
-      fs::remove_all(folder(i));
-    }
+    if (!fs::exists(path)) return {};
+    const nlohmann::json stored = rbar::read_json(path);
+    rbar::require(stored.is_object(), "sweep", path.string(), "the definition of a run", stored.type_name());
+    return difference_between(path.string(), definitions_[i].to_json(), stored);
   }
 
   void attempt(std::size_t i) noexcept {
@@ -175,10 +196,15 @@ class Sweep {
 
   RunResult train_run(std::size_t i) {
     const PlannedRun& run = plan_.runs[i];
+    // Another process may have begun it since this one looked.
+    if (const std::string difference = difference_to_folder(i); !difference.empty()) throw rbar::Error(difference);
     fs::remove(folder(i) / "failure.txt");
+    remove_half_written(folder(i));
     rbar::write_json(folder(i) / "run.json", definitions_[i].to_json());
     const bool resume = fs::exists(folder(i) / "checkpoint.safetensors");
     const auto model = resume ? load_model(folder(i)) : create(run);
+    const std::string difference = difference_between(folder(i).string(), definitions_[i].config, model->config());
+    if (!difference.empty()) throw rbar::Error(difference);
     TrainingOptions options = run.training;
     const Index twentieth = (options.config.steps + 19) / 20;
     if (options.validate_every == 0) options.validate_every = twentieth;
@@ -186,12 +212,21 @@ class Sweep {
     const TrainingResult trained = rbar_lm::train(
         *model, corpus_, options,
         {.folder = folder(i), .csv = folder(i) / "log.csv", .resume = resume, .quiet = a_.quiet || a_.jobs > 1});
-    rbar::require(trained.windows == windows_of(options.config), "sweep", run.folder_name() + ": windows",
-                  windows_of(options.config), trained.windows);
+    rbar::require(trained.windows == options.windows(), "sweep", run.folder_name() + ": windows", options.windows(),
+                  trained.windows);
     const rbar::Evaluation& e = trained.validation;
-    const RunResult result{e.nats, e.bits_per_byte, e.perplexity, e.predicted_tokens};
+    RunResult result{e.nats, e.bits_per_byte, {}, e.predicted_tokens};
+    if (std::isfinite(e.perplexity)) result.perplexity = e.perplexity;
     rbar::write_json(folder(i) / "result.json", rbar::to_json(result));
     return result;
+  }
+
+  // What writers leave that die before they rename it.
+  static void remove_half_written(const fs::path& folder) {
+    std::vector<fs::path> leftovers;
+    for (const fs::directory_entry& entry : fs::directory_iterator(folder))
+      if (entry.path().extension().string().starts_with(".tmp")) leftovers.push_back(entry.path());
+    for (const fs::path& path : leftovers) fs::remove(path);
   }
 
   void note_failure(std::size_t i, const std::string& name, const std::string& why) noexcept {
@@ -241,11 +276,18 @@ void print_summary(const std::vector<SummaryRow>& rows) {
 
 }  // namespace
 
-int run_sweep(const SweepPlan& plan, const Arguments& a) {
-  for (const std::string& name : a.only)
+void require_known_runs(const SweepPlan& plan, const std::vector<std::string>& only) {
+  std::string names;
+  for (std::size_t i = 0; i < plan.runs.size(); ++i)
+    if (i == 0 || plan.runs[i].name != plan.runs[i - 1].name) names += (i == 0 ? "" : ", ") + plan.runs[i].name;
+  for (const std::string& name : only)
     rbar::require(std::any_of(plan.runs.begin(), plan.runs.end(),
                               [&](const PlannedRun& run) { return is_asked_for(run, {name}); }),
-                  "arguments", "--only", "runs of the plan, by name or folder", name);
+                  "arguments", "--only", "runs of the plan, by name or folder (" + names + ")", name);
+}
+
+int run_sweep(const SweepPlan& plan, const Arguments& a) {
+  require_known_runs(plan, a.only);
   int failed = 0;
   if (!a.report) failed = Sweep(plan, a).train();
 
@@ -258,8 +300,8 @@ int run_sweep(const SweepPlan& plan, const Arguments& a) {
     }
   rbar::require(!records.empty(), "sweep", a.out, "a folder with runs of the plan", "none");
   require_same_data(definitions);
-  write_report(a.out, records);
-  const std::vector<SummaryRow> rows = summarise(records);
+  const std::vector<SummaryRow> rows = summarise(records, plan.seeds.size());
+  write_report(a.out, records, rows);
   print_summary(rows);
   if (a.json) {
     nlohmann::ordered_json json = nlohmann::ordered_json::array();

@@ -61,14 +61,6 @@ bool names_a_folder(std::string_view name) {
          name[0] != '-';
 }
 
-void check(const std::string& where, const PlannedRun& run) {
-  const TrainingOptions& t = run.training;
-  t.config.validate();
-  rbar::require(t.config.steps >= 1, "sweep", where + ": steps", "at least 1", t.config.steps);
-  rbar::require(t.validate_every >= 0, "sweep", where + ": validate_every", "at least 0", t.validate_every);
-  rbar::require(t.save_every >= 0, "sweep", where + ": save_every", "at least 0", t.save_every);
-}
-
 }  // namespace
 
 std::string short_number(double value) {
@@ -88,10 +80,9 @@ SweepPlan parse_plan(const json& plan, const std::string& source) {
   read(source, plan, "tokenizer", result.tokenizer);
   read(source, plan, "bpe_vocabulary", result.bpe_vocabulary);
   read(source, plan, "bpe_merges", result.bpe_merges);
-  std::vector<std::uint64_t> seeds = {1};
-  read(source, plan, "seeds", seeds);
-  rbar::require(!seeds.empty(), "sweep", source + ".seeds", "at least one seed", "none");
-  require_distinct(source + ".seeds", seeds);
+  read(source, plan, "seeds", result.seeds);
+  rbar::require(!result.seeds.empty(), "sweep", source + ".seeds", "at least one seed", "none");
+  require_distinct(source + ".seeds", result.seeds);
   TrainingGrid common;
   if (plan.contains("train")) common.read(source + ".train", plan["train"]);
 
@@ -119,10 +110,10 @@ SweepPlan parse_plan(const json& plan, const std::string& source) {
     require_distinct(where + ".train.lr", grid.learning_rates);
     run.training = grid.options;
     for (const double learning_rate : grid.learning_rates)
-      for (const std::uint64_t seed : seeds) {
+      for (const std::uint64_t seed : result.seeds) {
         run.training.config.optimizer.learning_rate = learning_rate;
         run.training.config.seed = seed;
-        check(where, run);
+        run.training.validate(where);
         result.runs.push_back(run);
       }
   }

@@ -27,6 +27,7 @@ struct PlannedRun {
 struct SweepPlan {
   std::string text, tokenizer = "bytes";
   std::string bpe_vocabulary, bpe_merges;
+  std::vector<std::uint64_t> seeds = {1};
   std::vector<PlannedRun> runs;  // in the order of the plan, then of its learning rates, then of its seeds
 };
 

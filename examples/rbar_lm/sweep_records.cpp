@@ -25,6 +25,7 @@ void read_log(const fs::path& path, RunRecord& record) {
   if (!fs::exists(path)) return;
   const rbar::MappedFile file(path);
   std::string_view text = file.text();
+  const Index tokens_per_step = record.tokens() / record.definition.train.config.steps;
   const Index stride = (record.definition.train.config.steps + 499) / 500;
   double seconds_per_token = 0, sum = 0;
   Index steps = 0, count = 0;
@@ -46,14 +47,14 @@ void read_log(const fs::path& path, RunRecord& record) {
     sum += loss;
     ++steps, ++count;
     if (step % stride != 0 && std::isnan(val_nats)) continue;
-    record.curve.push_back({step, sum / static_cast<double>(count), val_nats});
+    record.curve.push_back({step, tokens_per_step * step, sum / static_cast<double>(count), val_nats});
     sum = 0, count = 0;
   }
   record.tokens_per_second = steps > 0 ? static_cast<double>(steps) / seconds_per_token : nan;
 }
 
 std::string number(double value, const char* format = "%.9g") {
-  return std::isfinite(value) ? rbar::detail::format_line(format, value) : "nan";
+  return std::isnan(value) ? "nan" : rbar::detail::format_line(format, value);
 }
 
 struct MeanAndSpread {
@@ -79,8 +80,8 @@ std::string results_csv(const std::vector<RunRecord>& records) {
     csv += d.name + "," + std::to_string(d.seed) + "," + d.model + "," + std::to_string(d.parameters) + "," +
            short_number(record.learning_rate()) + "," + std::to_string(d.train.config.steps) + "," +
            std::to_string(record.tokens()) + "," + number(result.val_nats) + "," + number(result.bits_per_byte) + "," +
-           number(result.perplexity) + "," + number(record.tokens_per_second, "%.0f") + "," + d.data + "," +
-           csv_field(record.failure) + "\n";
+           number(result.perplexity.value_or(std::numeric_limits<double>::infinity())) + "," +
+           number(record.tokens_per_second, "%.0f") + "," + d.data + "," + csv_field(record.failure) + "\n";
   }
   return csv;
 }
@@ -106,8 +107,7 @@ std::string curves_csv(const std::vector<RunRecord>& records) {
     const RunDefinition& d = record.definition;
     const std::string start = d.name + "," + short_number(record.learning_rate()) + "," + std::to_string(d.seed) + ",";
     for (const CurvePoint& point : record.curve)
-      csv += start + std::to_string(point.step) + "," +
-             std::to_string(record.tokens() / d.train.config.steps * point.step) + "," + number(point.train_nats) +
+      csv += start + std::to_string(point.step) + "," + std::to_string(point.tokens) + "," + number(point.train_nats) +
              "," + (std::isnan(point.val_nats) ? "" : number(point.val_nats)) + "\n";
   }
   return csv;
@@ -119,13 +119,13 @@ LineSeries mean_curve(const std::vector<const RunRecord*>& records, double Curve
   for (const RunRecord* record : records)
     for (const CurvePoint& point : record->curve)
       if (std::isfinite(point.*value)) {
-        auto& [sum, count] = sums[point.step];
+        auto& [sum, count] = sums[point.tokens];
         sum += point.*value, ++count;
       }
   LineSeries series;
-  for (const auto& [step, total] : sums) {
+  for (const auto& [tokens, total] : sums) {
     if (total.second != records.size()) continue;
-    series.x.push_back(static_cast<double>(step));
+    series.x.push_back(static_cast<double>(tokens));
     series.y.push_back(total.first / static_cast<double>(total.second));
   }
   return series;
@@ -168,7 +168,7 @@ bool stands_for_its_name(const std::vector<SummaryRow>& rows, const SummaryRow& 
 
 LineChart curves(const std::vector<RunRecord>& records, const std::vector<SummaryRow>& rows) {
   LineChart chart{.title = "Validation (thick: mean of the seeds, thin: each) and training (dashed)",
-                  .x_label = "step",
+                  .x_label = "tokens",  // runs of the same windows may take them in steps of other sizes
                   .y_label = "nats per token"};
   // The first tenth of the training would leave no room for the rest.
   double highest = -1, first = -1;
@@ -207,11 +207,18 @@ LineChart learning_rates(const std::vector<SummaryRow>& rows) {
                   .y_label = "validation, nats per token",
                   .log_x = true};
   std::map<std::string, std::size_t> index;
+  std::vector<const SummaryRow*> by_rate;
   for (const SummaryRow& row : rows) {
     const std::string& name = row.first->definition.name;
-    const auto [found, is_new] = index.try_emplace(name, chart.series.size());
-    if (is_new) chart.series.push_back({.name = name, .markers = true});
-    LineSeries& series = chart.series[found->second];
+    if (index.try_emplace(name, chart.series.size()).second) chart.series.push_back({.name = name, .markers = true});
+    by_rate.push_back(&row);
+  }
+  std::stable_sort(by_rate.begin(), by_rate.end(), [](const SummaryRow* a, const SummaryRow* b) {
+    return a->first->learning_rate() < b->first->learning_rate();
+  });
+  for (const SummaryRow* each : by_rate) {
+    const SummaryRow& row = *each;
+    LineSeries& series = chart.series[index.at(row.first->definition.name)];
     const double spread = std::isnan(row.val_spread) ? 0 : row.val_spread;
     series.x.push_back(row.first->learning_rate());
     series.y.push_back(row.val_nats);
@@ -231,13 +238,14 @@ nlohmann::json RunDefinition::to_json() const {
   return json;
 }
 
-RunDefinition RunDefinition::from_json(nlohmann::json json) {
+RunDefinition RunDefinition::from_json(const std::string& source, nlohmann::json json) {
   RunDefinition definition;
-  rbar::require(json.is_object() && json.contains("config"), "sweep", "run.json", "the definition of a run",
+  rbar::require(json.is_object() && json.contains("config"), "sweep", source, "the definition of a run",
                 "something else");
   definition.config = json["config"];
   json.erase("config");
-  rbar::detail::fields_from_json("run.json", json, definition);
+  rbar::detail::fields_from_json(source, json, definition);
+  definition.train.validate(source);
   return definition;
 }
 
@@ -249,7 +257,8 @@ Index RunRecord::tokens() const {
 std::optional<RunRecord> read_record(const fs::path& folder) {
   if (!fs::exists(folder / "run.json")) return {};
   RunRecord record;
-  record.definition = RunDefinition::from_json(rbar::read_json(folder / "run.json"));
+  const fs::path path = folder / "run.json";
+  record.definition = RunDefinition::from_json(path.string(), rbar::read_json(path));
   if (fs::exists(folder / "result.json"))
     record.result = rbar::from_json<RunResult>(rbar::read_json(folder / "result.json"));
   if (fs::exists(folder / "failure.txt")) record.failure = rbar::MappedFile(folder / "failure.txt").text();
@@ -267,7 +276,7 @@ void require_same_data(const std::vector<RunDefinition>& runs) {
   }
 }
 
-std::vector<SummaryRow> summarise(const std::vector<RunRecord>& records) {
+std::vector<SummaryRow> summarise(const std::vector<RunRecord>& records, std::size_t seeds) {
   std::vector<SummaryRow> rows;
   for (const RunRecord& record : records) {
     const auto same = [&](const SummaryRow& row) {
@@ -286,19 +295,18 @@ std::vector<SummaryRow> summarise(const std::vector<RunRecord>& records) {
     row.bits_per_byte = bits.mean, row.bits_spread = bits.spread;
     row.tokens_per_second = mean_and_spread(row.finished, [](const RunRecord& r) { return r.tokens_per_second; }).mean;
   }
+  const auto complete = [seeds](const SummaryRow& row) { return row.failed == 0 && row.finished.size() == seeds; };
   for (SummaryRow& row : rows) {
     const auto better = [&](const SummaryRow& other) {
-      return other.first->definition.name == row.first->definition.name &&
-             (other.finished.size() > row.finished.size() ||
-              (other.failed == 0 && other.finished.size() == row.finished.size() && other.val_nats < row.val_nats));
+      return other.first->definition.name == row.first->definition.name && complete(other) &&
+             other.val_nats < row.val_nats;
     };
-    row.best = row.failed == 0 && !row.finished.empty() && std::none_of(rows.begin(), rows.end(), better);
+    row.best = complete(row) && std::none_of(rows.begin(), rows.end(), better);
   }
   return rows;
 }
 
-void write_report(const fs::path& out, const std::vector<RunRecord>& records) {
-  const std::vector<SummaryRow> rows = summarise(records);
+void write_report(const fs::path& out, const std::vector<RunRecord>& records, const std::vector<SummaryRow>& rows) {
   rbar::write_file_atomically(out / "results.csv", results_csv(records));
   rbar::write_file_atomically(out / "summary.csv", summary_csv(rows));
   rbar::write_file_atomically(out / "curves.csv", curves_csv(records));

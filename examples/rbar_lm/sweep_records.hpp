@@ -33,11 +33,13 @@ struct RunDefinition {
   }
 
   nlohmann::json to_json() const;
-  static RunDefinition from_json(nlohmann::json);
+  // `source` names the file in messages. Errors: what is no definition of a run, or of none that can be trained.
+  static RunDefinition from_json(const std::string& source, nlohmann::json);
 };
 
 struct RunResult {
-  double val_nats = 0, bits_per_byte = 0, perplexity = 0;
+  double val_nats = 0, bits_per_byte = 0;
+  std::optional<double> perplexity = {};  // none where it is beyond all numbers: more than 709 nats
   Index val_tokens = 0;
 
   template <class V>
@@ -51,7 +53,7 @@ struct RunResult {
 
 // About 500 points of a run's log: the training loss is the mean since the point before.
 struct CurvePoint {
-  Index step = 0;
+  Index step = 0, tokens = 0;  // tokens seen until then
   double train_nats = 0;
   double val_nats = 0;  // NaN where nothing was evaluated
 };
@@ -85,10 +87,11 @@ struct SummaryRow {
   double bits_per_byte = 0, bits_spread = 0, tokens_per_second = 0;
   bool best = false;  // of the learning rates of this name: no run failed, all seeds are there, lowest mean
 };
-std::vector<SummaryRow> summarise(const std::vector<RunRecord>&);
+// `seeds`: how many the plan has.
+std::vector<SummaryRow> summarise(const std::vector<RunRecord>&, std::size_t seeds);
 
 // results.csv, summary.csv, curves.csv, curves.svg, and lr.svg where a name has several learning rates. The records
-// must be of the same data.
-void write_report(const std::filesystem::path& out, const std::vector<RunRecord>&);
+// must be of the same data, and the rows of the records.
+void write_report(const std::filesystem::path& out, const std::vector<RunRecord>&, const std::vector<SummaryRow>&);
 
 }  // namespace rbar_lm

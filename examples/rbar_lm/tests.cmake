@@ -45,8 +45,24 @@ rbar_lm_test("resume" 0 "\"steps\":6" train --text ${text} --steps 6 --batch 2 -
              --allow-changes --json)
 rbar_lm_test("resume with other options" 2 "steps 5" train --text ${text} --steps 5 --batch 2 --context 16 --out standard
              --resume)
-set_tests_properties("rbar_lm: resume" "rbar_lm: resume with other options"
+rbar_lm_test("resume as another family" 2 "--model: expected standard, as standard has it" train --text ${text} --steps 6
+             --batch 2 --context 16 --out standard --resume --allow-changes --model cort)
+rbar_lm_test("resume with another config" 2 "d_model: expected 16, as .*got 32" train --text ${text} --steps 6 --batch 2
+             --context 16 --out standard --resume --allow-changes --d_model 32)
+rbar_lm_test("resume with another tokenizer" 2 "--tokenizer: expected bytes, as .*got chars" train --text ${text}
+             --steps 6 --batch 2 --context 16 --out standard --resume --allow-changes --tokenizer chars)
+set_tests_properties("rbar_lm: resume" "rbar_lm: resume with other options" "rbar_lm: resume as another family"
+                     "rbar_lm: resume with another config" "rbar_lm: resume with another tokenizer"
                      PROPERTIES FIXTURES_REQUIRED standard RESOURCE_LOCK standard)
+rbar_lm_test("train pma" 0 "\"causal\":true" train --model pma --text ${text} --steps 2 --batch 2 --context 16
+             --d_model 16 --n_heads 2 --ssm_blocks 1 --pma_blocks 1 --out pma --json)
+rbar_lm_test("eval pma" 0 "\"val_nats\":[0-9.]+" eval --from pma --text ${text} --json)
+rbar_lm_test("audit pma" 0 "\"causal\":true" audit --from pma --json)
+add_test(NAME "rbar_lm: phases of pma" COMMAND ${CMAKE_COMMAND} -E cat ${folder}/pma/phases.csv)
+set_tests_properties("rbar_lm: phases of pma" PROPERTIES LABELS example PASS_REGULAR_EXPRESSION
+                                                         "step,layer,R_mean,[^\n]*\n[12],0,0?[.0-9]+,")
+set_tests_properties("rbar_lm: train pma" PROPERTIES FIXTURES_SETUP pma)
+set_tests_properties("rbar_lm: eval pma" "rbar_lm: audit pma" "rbar_lm: phases of pma" PROPERTIES FIXTURES_REQUIRED pma)
 rbar_lm_test("train characters" 0 "\"tokenizer\":\"chars\"" train --text ${text} --tokenizer chars --steps 2 --batch 2
              --context 16 ${tiny} --out chars --json)
 rbar_lm_test("audit finds the leak of the published CoRT" 1 "\"causal\":false" audit --model cort
@@ -83,6 +99,9 @@ rbar_lm_plan("name of no folder" "name: expected .*got '../a'" "{\"runs\": [{\"n
 rbar_lm_plan("seed twice" "seeds: expected each value once, got 3" "{\"seeds\": [3, 3], \"runs\": [{${run}}]}")
 rbar_lm_plan("broken plan" "valid JSON" "{\"runs\": ")
 rbar_lm_test("sweep without a plan" 2 "nowhere.json" sweep nowhere.json --out refused)
+rbar_lm_plan("more tokens than can be counted" "at most 1e15 tokens"
+             "{\"train\": {\"steps\": 4000000000000000000, \"batch\": 4}, \"runs\": [{${run}}]}")
+rbar_lm_test("sweep with a seed" 2 "--seed" sweep nowhere.json --out refused --seed 3)
 rbar_lm_test("sweep without a folder" 2 "--out" sweep nowhere.json)
 
 rbar_lm_test("ablate" 0 "\"name\":\"standard\"" ablate --text ${text} --d_model 16 --n_heads 2 --ssm_blocks 1
@@ -91,6 +110,12 @@ rbar_lm_test("ablate" 0 "\"name\":\"standard\"" ablate --text ${text} --d_model 
 set_tests_properties("rbar_lm: ablate" PROPERTIES FIXTURES_SETUP ablate)
 rbar_lm_test("intervene" 0 "\"value\":0.5,\"nats\":[0-9.]+" intervene --from ablate/runs/full-lr0.001-seed1 --text ${text}
              --on order_parameter --values 0,0.5,1 --windows 4 --csv intervene.csv --svg intervene.svg --json)
+set_tests_properties("rbar_lm: intervene" PROPERTIES FIXTURES_SETUP intervene)
+add_test(NAME "rbar_lm: the table of intervene" COMMAND ${CMAKE_COMMAND} -E cat ${folder}/intervene.csv)
+set_tests_properties(
+  "rbar_lm: the table of intervene"
+  PROPERTIES LABELS example FIXTURES_REQUIRED intervene
+             PASS_REGULAR_EXPRESSION "none,,,[^\n]*\n[^\n]*,0,[0-9][^\n]*\n[^\n]*,0.5,[0-9][^\n]*\n[^\n]*,1,[0-9]")
 rbar_lm_test("intervene on a layer that is not there" 2 "layer" intervene --from ablate/runs/full-lr0.001-seed1
              --text ${text} --on gate --values 0 --layer 1)
 rbar_lm_test("intervene with a value that means nothing" 2 "temperature: expected a positive number" intervene
@@ -101,7 +126,14 @@ set_tests_properties(
   "rbar_lm: intervene" "rbar_lm: intervene on a layer that is not there"
   "rbar_lm: intervene with a value that means nothing" "rbar_lm: intervene on a model without phases"
   PROPERTIES FIXTURES_REQUIRED ablate)
-rbar_lm_test("ablate what there is not" 2 "names among full, .*got everything" ablate --text ${text} --d_model 16
+# Another plan takes no folder unasked; a report leaves the plan alone, and is of all that is there.
+rbar_lm_test("ablate with another plan" 2 "--allow-changes replaces it" ablate --text ${text} --d_model 16 --n_heads 2
+             --steps 5 --batch 2 --context 16 --out ablate)
+rbar_lm_test("ablate reports all" 0 "full.*no_gate.*ssm_only.*standard" ablate --text ${text} --only full --report
+             --out ablate)
+set_tests_properties("rbar_lm: ablate with another plan" "rbar_lm: ablate reports all" PROPERTIES FIXTURES_REQUIRED
+                                                                                                  ablate)
+rbar_lm_test("ablate what there is not" 2 "by name or folder .full, .*got everything" ablate --text ${text} --d_model 16
              --n_heads 2 --only everything --out refused)
 rbar_lm_test("intervene on nothing that is known" 2 "--on" intervene --from ablate --text ${text} --on colour --values 0)
 

@@ -13,9 +13,10 @@ namespace fs = std::filesystem;
 
 // tokenizer.json says which tokenizer a folder has; GPT-2's two files lie beside it under their own names.
 template <rbar::Tokenizer T>
-AnyTokenizer any(T value, std::function<void(const fs::path&)> save) {
+AnyTokenizer any(const char* kind, T value, std::function<void(const fs::path&)> save) {
   const auto tokenizer = std::make_shared<const T>(std::move(value));
   AnyTokenizer result;
+  result.kind = kind;
   result.vocabulary = tokenizer->vocab_size();
   result.encode = [tokenizer](std::string_view text) { return tokenizer->encode(text); };
   result.decode = [tokenizer](std::span<const Token> tokens) { return tokenizer->decode(tokens); };
@@ -24,15 +25,15 @@ AnyTokenizer any(T value, std::function<void(const fs::path&)> save) {
 }
 
 AnyTokenizer bytes_tokenizer() {
-  return any(rbar::ByteTokenizer{}, [](const fs::path& folder) {
+  return any("bytes", rbar::ByteTokenizer{}, [](const fs::path& folder) {
     rbar::write_json(folder / "tokenizer.json", {{"type", "bytes"}});
   });
 }
 AnyTokenizer character_tokenizer(const rbar::CharTokenizer& tokenizer) {
-  return any(tokenizer, [tokenizer](const fs::path& folder) { tokenizer.save(folder / "tokenizer.json"); });
+  return any("chars", tokenizer, [tokenizer](const fs::path& folder) { tokenizer.save(folder / "tokenizer.json"); });
 }
 AnyTokenizer bpe_tokenizer(const fs::path& vocabulary, const fs::path& merges) {
-  return any(rbar::BpeTokenizer(vocabulary, merges), [vocabulary, merges](const fs::path& folder) {
+  return any("bpe", rbar::BpeTokenizer(vocabulary, merges), [vocabulary, merges](const fs::path& folder) {
     rbar::write_file_atomically(folder / "encoder.json", rbar::MappedFile(vocabulary).text());
     rbar::write_file_atomically(folder / "vocab.bpe", rbar::MappedFile(merges).text());
     rbar::write_json(folder / "tokenizer.json", {{"type", "bpe"}});

@@ -19,6 +19,7 @@ using rbar::Token;
 
 // Any of the library's tokenizers.
 struct AnyTokenizer {
+  std::string kind;  // bytes, chars or bpe
   Index vocabulary = 0;
   std::function<std::vector<Token>(std::string_view)> encode;
   std::function<std::string(std::span<const Token>)> decode;

@@ -5,6 +5,25 @@
 
 namespace rbar_lm {
 
+std::uint64_t TrainingOptions::windows() const {
+  return static_cast<std::uint64_t>(config.steps * config.batch_size * config.accumulation);
+}
+
+void TrainingOptions::validate(const std::string& where) const {
+  config.validate();
+  rbar::require(config.steps >= 1, "sweep", where + ": steps", "at least 1", config.steps);
+  rbar::require(validate_every >= 0, "sweep", where + ": validate_every", "at least 0", validate_every);
+  rbar::require(save_every >= 0, "sweep", where + ": save_every", "at least 0", save_every);
+  rbar::require(validate_tokens >= 0, "sweep", where + ": validate_tokens", "at least 0", validate_tokens);
+  constexpr Index most = 1'000'000'000'000'000;  // far beyond every text, and no count of a run overflows below it
+  Index room = most;
+  for (const Index factor : {config.steps, config.batch_size, config.accumulation, config.window}) {
+    rbar::require(factor <= room, "sweep", where + ": steps * batch * accumulation * context", "at most 1e15 tokens",
+                  "more");
+    room /= factor;
+  }
+}
+
 double bytes_per_token(const AnyTokenizer& tokenizer, rbar::TokenSpan tokens) {
   return tokens.empty() ? 1 : static_cast<double>(tokenizer.decode(tokens).size()) / static_cast<double>(tokens.size());
 }
@@ -44,6 +63,7 @@ TrainingResult train(AnyModel& model, const Corpus& corpus, const TrainingOption
   run.allow_changes = where.allow_changes;
   run.quiet = where.quiet;
   if (!where.folder.empty() && !where.resume) {
+    std::filesystem::remove(where.folder / "checkpoint.safetensors");  // another run's: nothing to resume this one from
     model.save(where.folder);
     corpus.tokenizer.save(where.folder);
   }

@@ -8,6 +8,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -41,6 +42,10 @@ struct TrainingOptions {
     v("save_every", save_every);
     v("validate_tokens", validate_tokens);
   }
+
+  std::uint64_t windows() const;  // that a run draws, of valid options
+  // `where` names the run in messages. Errors: values out of range; a run of more than 1e15 tokens.
+  void validate(const std::string& where) const;
 };
 
 struct Corpus {
