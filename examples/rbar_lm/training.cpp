@@ -1,6 +1,7 @@
 #include "training.hpp"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 namespace rbar_lm {
@@ -52,6 +53,8 @@ std::unique_ptr<AnyModel> fresh_model(const std::string& family, nlohmann::json 
 TrainingResult train(AnyModel& model, const Corpus& corpus, const TrainingOptions& options, const RunFolder& where) {
   TrainingRun run;
   run.train = corpus.data.train();
+  rbar::require(static_cast<Index>(run.train.size()) > options.config.window, "training", "text",
+                "more tokens to train on than a window, " + std::to_string(options.config.window), run.train.size());
   run.validation = validation_of(corpus, options);
   run.config = options.config;
   run.validate_every = options.validate_every;
