@@ -205,3 +205,11 @@ list(LENGTH lines count)
 if(NOT count EQUAL 1)
   message(FATAL_ERROR "no perplexity beyond all numbers")
 endif()
+
+# Another training into a folder leaves no checkpoint of the one before it to go on from.
+set(train train --text ${TEXT} --batch 2 --context 16 --d_model 16 --n_layers 1 --n_heads 2 --out ${FOLDER}/again)
+expect(0 "validation" ${train} --steps 2)
+expect(2 "a finite number" ${train} --steps 20 --lr 1e9 --warmup 0)
+if(EXISTS ${FOLDER}/again/checkpoint.safetensors)
+  message(FATAL_ERROR "a checkpoint of another training is left")
+endif()
