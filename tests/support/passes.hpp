@@ -18,12 +18,13 @@ std::vector<typename Layer::Scalar> numbers_of_passes(const Layer& layer, const 
   rbar::Tensor<typename Layer::Scalar, 3> y, dx;
   auto grad = rbar::zeros_like(layer);
   layer.forward(x, y, cache);
-  if constexpr (requires { layer.backward(rbar::view(std::as_const(y)), cache, dx, grad); })
-    layer.backward(rbar::view(std::as_const(y)), cache, dx, grad);
-  else
-    layer.backward(rbar::view(std::as_const(y)), cache, grad);
   std::vector<typename Layer::Scalar> numbers(y.data(), y.data() + y.size());
-  numbers.insert(numbers.end(), dx.data(), dx.data() + dx.size());
+  if constexpr (requires { layer.backward(rbar::view(std::as_const(y)), cache, dx, grad); }) {
+    layer.backward(rbar::view(std::as_const(y)), cache, dx, grad);
+    numbers.insert(numbers.end(), dx.data(), dx.data() + dx.size());
+  } else {
+    layer.backward(rbar::view(std::as_const(y)), cache, grad);
+  }
   for (const auto& parameter : rbar::parameters_of(grad))
     numbers.insert(numbers.end(), parameter.data, parameter.data + parameter.size);
   return numbers;
