@@ -209,8 +209,7 @@ struct BackwardTile {
         const auto dlogit = p * (simd::load(ds_at) - row_delta);
         simd::store(p_at, p);
         simd::store(ds_at, score.vjp(dlogit, dot, lane_values, key_lanes, at, dlane_values, dkey_lanes, gradient));
-        for (std::size_t i = 0; i < Values::key_count; ++i)
-          simd::store(dkey_sums[i].data() + j * lanes, dkey_lanes[i]);
+        for (std::size_t i = 0; i < Values::key_count; ++i) simd::store(dkey_sums[i].data() + j * lanes, dkey_lanes[i]);
       }
       for (std::size_t i = 0; i < Values::query_count; ++i)
         simd::store(dquery_values[i].data() + v * lanes, dlane_values[i]);
