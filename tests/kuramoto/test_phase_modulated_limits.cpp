@@ -43,9 +43,9 @@ TEST_CASE("a second pass of phase-modulated attention allocates nothing") {
   std::array<Tensor<float, 3>, 2> results;
   PhaseModulatedAttention<float>::State uneven;
   const auto piece = [&](std::size_t which) { layer.step(pieces[which], states[which], results[which], uneven); };
-  for (const std::size_t which : {1, 0, 1}) piece(which);
+  for (const std::size_t which : {1u, 0u, 1u}) piece(which);
   CHECK(test::allocations_in([&] {
-          for (const std::size_t which : {0, 1, 0, 1}) piece(which);
+          for (const std::size_t which : {0u, 1u, 0u, 1u}) piece(which);
         }) == 0);
 }
 
