@@ -74,7 +74,8 @@ struct KuramotoDynamics {
       T* to = angles.data() + b * tokens * config.width() + first;
       if (config.causality == Causality::causal) {
         copy_rows(from, config.width(), to, config.width(), tokens, columns);
-        T *base = &cache.sums((b * blocks() + block) * stretches(tokens), 0), *rest = scratch(2 * sums_size());
+        T* base = cache.sums.data() + (b * blocks() + block) * stretches(tokens) * sums_size();
+        T* rest = scratch(2 * sums_size());
         T* partial = rest + sums_size();
         std::fill_n(base, sums_size(), T(0));
         std::fill_n(rest, 2 * sums_size(), T(0));
@@ -127,7 +128,8 @@ struct KuramotoDynamics {
         copy_rows(initial + begin * config.width(), config.width(), angle, width, count, columns);
         std::fill_n(partial, sums_size(), T(0));
         simd::advance_causal<T>(oscillators, angle, width, width, count, begin,
-                                &cache.sums((b * blocks() + block) * stretches(tokens) + part, 0), partial, record);
+                                cache.sums.data() + ((b * blocks() + block) * stretches(tokens) + part) * sums_size(),
+                                partial, record);
         simd::advance_causal_backward<T>(oscillators, record, dbefore + begin * config.width(), config.width(), columns,
                                          count, begin, later, later_partial, dblock, dstrength);
         simd::fold_sums(later, later_rest, later_partial, sums_size(), later);
@@ -162,7 +164,8 @@ struct KuramotoDynamics {
     for_blocks(batch, tokens, [&](Index b, Index block, Index first, Index columns) {
       const Index offset = b * tokens * config.width() + first;
       copy_rows(initial.data() + offset, config.width(), angles.data() + offset, config.width(), tokens, columns);
-      T *base = &state.sums(b * blocks() + block, 0), *rest = base + sums_size(), *partial = rest + sums_size();
+      T *base = state.sums.data() + (b * blocks() + block) * 3 * sums_size(), *rest = base + sums_size(),
+        *partial = rest + sums_size();
       for (Index t = 0, count; t < tokens; t += count) {
         const Index seen = state.position + t;
         count = std::min(tokens - t, stretch - seen % stretch);

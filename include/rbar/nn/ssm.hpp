@@ -138,6 +138,7 @@ struct SelectiveSSM {
     const Index batch = dy.dimension(0), tokens = dy.dimension(1), count = batch * tokens;
     const Index inner = config.inner(), rank = config.rank(), width = config.selection();
     ensure_shape(dx, shape_of(dy));
+    if (count == 0) return;
     const Scratch scratch = scratch_of(batch, tokens);
     T* gated = gated_scratch(count);
     gemm(Transpose::no, Transpose::no, count, inner, config.d_model, dy.data(), config.d_model, out_proj.weight.data(),
@@ -302,6 +303,7 @@ struct SelectiveSSM {
     const Index batch = x.dimension(0), tokens = x.dimension(1), count = batch * tokens;
     const Index inner = config.inner(), rank = config.rank(), width = config.selection();
     ensure_shape(y, shape_of(x));
+    if (count == 0) return;  // nothing to point into
     in_proj.forward(rows(x), matrix(pass.branches, count, 2 * inner));
     for_blocks(batch, tokens, [&](Index b, Index channel, Index) {
       simd::causal_conv(conv_block(pass.branches, b, tokens, channel, history),
