@@ -1,7 +1,7 @@
-// Bytes on the heap of the whole process, Eigen's and operator new's alike: now, and the most there have been since
-// the last restart. Defines malloc itself, so include it in exactly one source file of an executable, after all else.
-// Only where the C library is glibc and no sanitizer has taken malloc already; elsewhere `measures_heap` is false and
-// everything is 0.
+// Bytes on the heap of the whole process, Eigen's and operator new's alike: now, the most there have been since the
+// last restart, and the largest block since then. Defines malloc itself, so include it in exactly one source file of an
+// executable, after all else. Only where the C library is glibc and no sanitizer has taken malloc already; elsewhere
+// `measures_heap` is false and everything is 0.
 #pragma once
 
 #include <atomic>
@@ -29,9 +29,12 @@ inline constexpr bool measures_heap = true;
 inline constexpr bool measures_heap = false;
 #endif
 
-inline std::atomic<long long> heap_bytes{0}, heap_peak{0};
+inline std::atomic<long long> heap_bytes{0}, heap_peak{0}, heap_largest{0};
 
-inline void restart_heap_peak() { heap_peak = heap_bytes.load(); }
+inline void restart_heap_peak() {
+  heap_peak = heap_bytes.load();
+  heap_largest = 0;
+}
 
 // Bytes that `body` needs at once beyond what lies on the heap before it.
 template <class Body>
@@ -55,12 +58,16 @@ void __libc_free(void*);
 
 namespace rbar::bench::detail {
 
+inline void raise(std::atomic<long long>& highest, long long bytes) {
+  long long before = highest.load();
+  while (bytes > before && !highest.compare_exchange_weak(before, bytes)) {
+  }
+}
 inline void* counted(void* pointer) {
   if (!pointer) return pointer;
-  const long long bytes = heap_bytes += static_cast<long long>(malloc_usable_size(pointer));
-  long long peak = heap_peak.load();
-  while (bytes > peak && !heap_peak.compare_exchange_weak(peak, bytes)) {
-  }
+  const long long size = static_cast<long long>(malloc_usable_size(pointer));
+  raise(heap_peak, heap_bytes += size);
+  raise(heap_largest, size);
   return pointer;
 }
 inline void uncount(void* pointer) {

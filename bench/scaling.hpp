@@ -1,0 +1,83 @@
+// What the programs that measure growth share: options, and their tables as text, CSV and charts.
+#pragma once
+
+#include "rbar/audit/line_chart.hpp"
+#include "rbar/core/error.hpp"
+#include "rbar/io/file.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace rbar::bench {
+
+// `--name value` pairs, each of them known. Errors: an unknown name, a name without a value.
+struct Options {
+  std::vector<std::pair<std::string, std::string>> values;  // with their defaults
+
+  void read(int argc, char** argv) {
+    for (int i = 1; i < argc; i += 2) {
+      const std::string_view name = argv[i];
+      const auto known = std::find_if(values.begin(), values.end(), [&](auto& v) { return "--" + v.first == name; });
+      require(known != values.end() && i + 1 < argc, "options", name, usage(), "no such option, or no value");
+      known->second = argv[i + 1];
+    }
+  }
+  std::string usage() const {
+    std::string text;
+    for (const auto& [name, value] : values) text += " --" + name + " " + (value.empty() ? "''" : value);
+    return text;
+  }
+  const std::string& operator[](std::string_view name) const {
+    return std::find_if(values.begin(), values.end(), [&](auto& v) { return v.first == name; })->second;
+  }
+  double number(std::string_view name) const { return std::atof((*this)[name].c_str()); }
+  long count(std::string_view name) const { return std::atol((*this)[name].c_str()); }
+  // The parts of "a,b".
+  std::vector<std::string> list(std::string_view name) const {
+    std::vector<std::string> parts(1);
+    for (const char c : (*this)[name])
+      if (c == ',')
+        parts.emplace_back();
+      else
+        parts.back().push_back(c);
+    if (parts.back().empty()) parts.pop_back();
+    return parts;
+  }
+  // Whether a list asks for `item` by a part of its name; an empty one asks for everything.
+  bool wants(std::string_view name, std::string_view item) const {
+    const auto parts = list(name);
+    return parts.empty() || std::any_of(parts.begin(), parts.end(), [&](const std::string& part) {
+             return item.find(part) != std::string_view::npos;
+           });
+  }
+};
+
+// The power b of y ≈ a·x^b through the last `points` points, by least squares of the logarithms.
+inline double slope(const LineSeries& series, std::size_t points) {
+  const std::size_t n = std::min(points, series.x.size()), first = series.x.size() - n;
+  if (n < 2) return std::nan("");
+  double mean_x = 0, mean_y = 0, xy = 0, xx = 0;
+  for (std::size_t i = first; i < series.x.size(); ++i) {
+    mean_x += std::log(series.x[i]) / static_cast<double>(n);
+    mean_y += std::log(series.y[i]) / static_cast<double>(n);
+  }
+  for (std::size_t i = first; i < series.x.size(); ++i) {
+    const double x = std::log(series.x[i]) - mean_x;
+    xy += x * (std::log(series.y[i]) - mean_y);
+    xx += x * x;
+  }
+  return xy / xx;
+}
+
+inline void write_text(const std::string& path, std::string_view text) {
+  write_file_atomically(path, text);
+  std::printf("wrote %s\n", path.c_str());
+}
+
+}  // namespace rbar::bench
