@@ -1,97 +1,77 @@
-// rbar's side of compare_ssm.py: Mamba's block, forward and backward. Reads x, dy [batch, tokens, d_model] and the
-// layer's parameters from FOLDER as raw numbers of SCALAR, writes y, dx and grad.<parameter> beside them as
-// rbar.<name>.raw, and prints one JSON line. `stepped` is the largest difference between y and the same tokens fed one
-// by one, of the largest y.
-#include "../support.hpp"
+// `ssm_forward BATCH TOKENS D_MODEL` and `ssm_training ...`: Mamba's block, forward and forward with backward.
+// `ssm_double ...` is the training row in double, for the comparison of the numbers alone. Among the outputs is
+// `stream`: y of the same tokens fed one by one.
+#include "row.hpp"
 
 #include "rbar/nn/ssm.hpp"
 
-#include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <fstream>
-#include <string>
-
 namespace {
 
-using rbar::Index;
+using namespace rbar;
 
 template <class T>
-void read(const std::string& path, std::span<T> values) {
-  std::ifstream file(path, std::ios::binary);
-  file.read(reinterpret_cast<char*>(values.data()), static_cast<std::streamsize>(values.size_bytes()));
-  rbar::require(file.good(), "time_ssm", path, "as many numbers as were asked for", "fewer");
-}
+struct Setting {
+  Rng rng{1};
+  SelectiveSSM<T> layer, grad;
+  Tensor<T, 3> x, dy, y, dx, stream;
+  typename SelectiveSSM<T>::Cache cache;
 
-template <class T>
-void write(const std::string& path, std::span<T> values) {
-  std::ofstream file(path, std::ios::binary);
-  file.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size_bytes()));
-  rbar::require(file.good(), "time_ssm", path, "a complete write", "an error");
-}
-
-template <class T>
-void run(const std::string& folder, Index batch, Index tokens, Index d_model, double budget) {
-  rbar::Rng rng(1);
-  rbar::SelectiveSSM<T> layer({.d_model = d_model}, rng);
-  for (const auto& parameter : parameters_of(layer)) read(folder + parameter.name + ".raw", parameter.values());
-  rbar::Tensor<T, 3> x(batch, tokens, d_model), dy(batch, tokens, d_model), y, dx;
-  read(folder + "x.raw", rbar::elements(x));
-  read(folder + "dy.raw", rbar::elements(dy));
-
-  typename rbar::SelectiveSSM<T>::Cache cache;
-  auto grad = zeros_like(layer);
-  layer.forward(x, y, cache);
-  layer.backward(dy, cache, dx, grad);
-  write(folder + "rbar.y.raw", rbar::elements(y));
-  write(folder + "rbar.dx.raw", rbar::elements(dx));
-  for (const auto& parameter : parameters_of(grad))
-    write(folder + "rbar.grad." + parameter.name + ".raw", parameter.values());
-
-  typename rbar::SelectiveSSM<T>::State state;
-  rbar::Tensor<T, 3> token(batch, Index(1), d_model), out;
-  double stepped = 0, largest = 0;
-  const auto raise = [](double& maximum, double value) {  // and stays NaN
-    if (!(value <= maximum) && !std::isnan(maximum)) maximum = value;
-  };
-  for (Index t = 0; t < tokens; ++t) {
-    for (Index b = 0; b < batch; ++b) std::copy_n(&x(b, t, 0), d_model, &token(b, 0, 0));
-    layer.step(token, out, state);
-    for (Index b = 0; b < batch; ++b)
-      for (Index d = 0; d < d_model; ++d) {
-        raise(stepped, std::abs(static_cast<double>(out(b, 0, d) - y(b, t, d))));
-        raise(largest, std::abs(static_cast<double>(y(b, t, d))));
-      }
+  Setting(Index batch, Index tokens, Index d_model)
+      : layer({.d_model = d_model}, rng),
+        grad(zeros_like(layer)),
+        x(batch, tokens, d_model),
+        dy(batch, tokens, d_model) {
+    peers::fill_normal(x, 2);
+    peers::fill_normal(dy, 3);
   }
-  stepped /= largest;
-  rbar::require(std::isfinite(stepped), "time_ssm", "difference between stream and y", "a number", stepped);
-
-  std::vector<double> forward, training;
-  const double begin = rbar::bench::now();
-  do {
-    const double start = rbar::bench::now();
-    layer.forward(x, y, cache);
-    const double middle = rbar::bench::now();
+  void forward() { layer.forward(x, y, cache); }
+  void training() {
+    set_zero(grad);
+    forward();
     layer.backward(dy, cache, dx, grad);
-    forward.push_back(middle - start);
-    training.push_back(rbar::bench::now() - start);
-  } while (rbar::bench::now() - begin < budget);
-  std::printf("{\"name\": \"rbar %s, %s\", \"forward\": %.6g, \"training\": %.6g, \"stepped\": %.3g}\n",
-              RBAR_VERSION_STRING, rbar::simd::architecture(), rbar::bench::median(forward),
-              rbar::bench::median(training), stepped);
+  }
+  void step_by_step() {
+    const auto [batch, tokens, d_model] = shape_of(x);
+    typename SelectiveSSM<T>::State state;
+    Tensor<T, 3> token(batch, Index(1), d_model), out;
+    ensure_shape(stream, shape_of(x));
+    for (Index t = 0; t < tokens; ++t) {
+      for (Index b = 0; b < batch; ++b) std::copy_n(&x(b, t, 0), d_model, &token(b, 0, 0));
+      layer.step(token, out, state);
+      for (Index b = 0; b < batch; ++b) std::copy_n(&out(b, 0, 0), d_model, &stream(b, t, 0));
+    }
+  }
+};
+
+template <class T>
+peers::Row row(std::span<const Index> sizes, bool training) {
+  const auto s = std::make_shared<Setting<T>>(sizes[0], sizes[1], sizes[2]);
+  peers::Row row;
+  // As bench_ssm counts: products of matrices, and 21 a state of the scan forward, 35 more backward.
+  const double tokens = static_cast<double>(sizes[0] * sizes[1]), d = static_cast<double>(sizes[2]), inner = 2 * d;
+  const double states = 16, rank = static_cast<double>((sizes[2] + 15) / 16);
+  const double maps = 2 * inner * (3 * d + 2 * rank + 2 * states), scan = inner * states;
+  row.flops = tokens * (training ? 3 * maps + 56 * scan : maps + 21 * scan);
+  row.run = [=] { training ? s->training() : s->forward(); };
+  row.inputs = {peers::numbers("x", s->x), peers::numbers("dy", s->dy)};
+  row.add_parameters(s->layer);
+  row.outputs = [=] {
+    s->step_by_step();
+    std::vector list{peers::numbers("y", s->y), peers::numbers("stream", s->stream)};
+    if (!training) return list;
+    list.push_back(peers::numbers("dx", s->dx));
+    for (const auto& parameter : parameters_of(std::as_const(s->grad)))
+      list.push_back({"grad." + parameter.name, std::as_bytes(parameter.values())});
+    return list;
+  };
+  return row;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 8)
-    return std::fputs("usage: time_ssm FOLDER float|double BATCH TOKENS D_MODEL THREADS SECONDS\n", stderr), 2;
-  const std::string folder = std::string(argv[1]) + "/", scalar = argv[2];
-  const Index batch = std::atoll(argv[3]), tokens = std::atoll(argv[4]), d_model = std::atoll(argv[5]);
-  rbar::set_num_threads(std::max(1, std::atoi(argv[6])));
-  const double budget = std::atof(argv[7]);
-  if (scalar == "double")
-    run<double>(folder, batch, tokens, d_model, budget);
-  else
-    run<float>(folder, batch, tokens, d_model, budget);
+  return rbar::peers::serve(argc, argv,
+                            {{"ssm_forward", [](std::span<const Index> sizes) { return row<float>(sizes, false); }},
+                             {"ssm_training", [](std::span<const Index> sizes) { return row<float>(sizes, true); }},
+                             {"ssm_double", [](std::span<const Index> sizes) { return row<double>(sizes, true); }}});
 }

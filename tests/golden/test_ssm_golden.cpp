@@ -4,7 +4,7 @@
 
 using namespace rbar;
 
-// The file is bench/peers/compare_ssm.py's: the published equations in PyTorch, in double.
+// The file is from bench/peers/ssm_golden.py: the published equations in PyTorch, in double.
 TEST_CASE("the selective SSM gives the outputs and gradients of its equations in PyTorch", "[golden]") {
   for (const auto& path : golden::files("selective_ssm")) {
     INFO(path.string());
