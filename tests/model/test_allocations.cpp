@@ -13,13 +13,14 @@ namespace {
 
 // Heap allocations of a forward and backward pass, and of a second one.
 template <class Model>
-std::pair<long, long> allocations_of_passes(const Model& model) {
+std::pair<long, long> allocations_of_passes(const Model& model, bool recompute = false) {
   const auto& config = model.config;
   const auto tokens = random_tokens(3, config.max_seq_len, config.vocab_size, 2);
   Tensor<float, 3> dlogits(3, config.max_seq_len, config.vocab_size), logits;
   dlogits.setConstant(0.1f);
   typename Model::Cache cache;
   cache.dropout = {true, 1, 2};
+  cache.recompute = recompute;
   auto grad = zeros_like(model);
   const auto pass = [&] {
     model.forward(tokens, logits, cache);
@@ -27,6 +28,12 @@ std::pair<long, long> allocations_of_passes(const Model& model) {
   };
   const long first = test::allocations_in(pass);
   return {first, test::allocations_in(pass)};
+}
+
+// Of the second passes that keep the layers' inputs only.
+template <class Model>
+long allocations_of_recomputing(const Model& model) {
+  return allocations_of_passes(model, /*recompute=*/true).second;
 }
 
 // Of the last ten of 80 tokens that come one by one: by then keys have their room (64, then 128 tokens).
@@ -50,9 +57,11 @@ TEST_CASE("the second forward and backward pass of the same shape allocate nothi
   for (auto config : configs()) {
     config.dropout = 0.1;
     INFO(describe(config));
-    const auto [first, second] = allocations_of_passes(random_model<float>(config, 1));
+    const auto model = random_model<float>(config, 1);
+    const auto [first, second] = allocations_of_passes(model);
     CHECK((first > 0 || !test::counts_allocations));
     CHECK(second == 0);
+    CHECK(allocations_of_recomputing(model) == 0);
   }
 }
 
@@ -75,6 +84,7 @@ TEST_CASE("PhaseGPT's second forward and backward pass allocate nothing, nor do 
     const auto [first, second] = allocations_of_passes(model);
     CHECK((first > 0 || !test::counts_allocations));
     CHECK(second == 0);
+    CHECK(allocations_of_recomputing(model) == 0);
     CHECK(allocations_of_late_steps(model) == 0);
   }
 }
@@ -89,6 +99,7 @@ TEST_CASE("a phase-modulated model's second forward and backward pass allocate n
       const auto [first, second] = allocations_of_passes(model);
       CHECK((first > 0 || !test::counts_allocations));
       CHECK(second == 0);
+      CHECK(allocations_of_recomputing(model) == 0);
       CHECK(allocations_of_late_steps(model) == 0);
     };
     check();
@@ -107,6 +118,7 @@ TEST_CASE("a torus model's second forward and backward pass allocate nothing, no
     const auto [first, second] = allocations_of_passes(model);
     CHECK((first > 0 || !test::counts_allocations));
     CHECK(second == 0);
+    CHECK(allocations_of_recomputing(model) == 0);
     CHECK(allocations_of_late_steps(model) == 0);
   }
 }
@@ -122,12 +134,14 @@ TEST_CASE("CoRT's second forward and backward pass allocate nothing, whatever is
     config.dropout = 0.1;
     config.route_frac = 0.3;
     config.key_values = key_values;
-    INFO("key_values " << name_of(key_values));
+    const bool recompute = GENERATE(false, true);
+    INFO("key_values " << name_of(key_values) << ", recompute " << recompute);
     Rng rng(1);
     const CoRTModel<float> model(config, rng);
     Tensor<float, 3> dlogits(3, config.max_seq_len, config.vocab_size), logits;
     dlogits.setConstant(0.1f);
     CoRTModel<float>::Cache cache;
+    cache.recompute = recompute;
     auto grad = zeros_like(model);
     const auto pass = [&](std::uint64_t seed) {
       const auto tokens = random_tokens(3, config.max_seq_len, config.vocab_size, seed);
@@ -145,15 +159,16 @@ TEST_CASE("CoRT's second forward and backward pass allocate nothing, whatever is
 TEST_CASE("a gated transformer's second round of passes allocates nothing, whoever goes how far") {
   auto config = cgt_test::tiny_config();
   config.dropout = 0.1;
-  const bool exits = GENERATE(false, true), sparse = GENERATE(false, true);
+  const bool exits = GENERATE(false, true), sparse = GENERATE(false, true), recompute = GENERATE(false, true);
   config.early_exit.enabled = exits;
   config.sparsity.enabled = sparse;
   config.sparsity.chunk = config.sparsity.block = 4;
-  INFO("early exit " << exits << ", sparse " << sparse);
+  INFO("early exit " << exits << ", sparse " << sparse << ", recompute " << recompute);
   const auto model = cgt_test::random_model<float>(config, 1);
   Tensor<float, 3> dlogits(3, config.max_seq_len, config.vocab_size), logits;
   dlogits.setConstant(0.1f);
   CoherenceGatedTransformer<float>::Cache cache;
+  cache.recompute = recompute;
   auto grad = zeros_like(model);
   const auto round = [&] {
     long count = 0;

@@ -43,6 +43,14 @@ struct AttentionCache {
   Buffers score;
   // Scratch of the backward pass.
   mutable Tensor<T, 2> dquery, dattended, dkey, dvalue, dpacked;
+
+  void swap_scratch(const AttentionCache& other) const {
+    std::swap(dquery, other.dquery);
+    std::swap(dattended, other.dattended);
+    std::swap(dkey, other.dkey);
+    std::swap(dvalue, other.dvalue);
+    std::swap(dpacked, other.dpacked);
+  }
 };
 
 // A stream of tokens; `keys.limit` bounds its length. Nothing in `scratch` outlives a call: streams may share it.

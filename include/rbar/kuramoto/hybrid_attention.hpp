@@ -34,6 +34,13 @@ struct HybridAttention {
     double auxiliary_loss = 0;  // the phases' regulariser
     Tensor<T, 3> phase_output;
     mutable Tensor<T, 3> scaled, dphase;  // scratch of backward
+
+    void swap_scratch(const Cache& other) const {
+      attention.swap_scratch(other.attention);
+      phase.swap_scratch(other.phase);
+      std::swap(scaled, other.scaled);
+      std::swap(dphase, other.dphase);
+    }
   };
   struct State {
     typename MultiHeadAttention<T>::State attention;

@@ -82,6 +82,12 @@ struct PhaseAttention {
     typename KuramotoDynamics<T>::Cache dynamics;
     mutable Tensor<T, 2> dread, dfrequency;  // scratch of backward
     mutable Tensor<T, 3> dangles, dinitial;
+
+    void swap_scratch(const Cache& other) const {
+      std::swap(dread, other.dread);
+      std::swap(dangles, other.dangles);
+      std::swap(dinitial, other.dinitial);
+    }
   };
   struct State {
     typename KuramotoDynamics<T>::State dynamics;

@@ -50,6 +50,8 @@ struct PhaseModulatedAttention {
     mutable Tensor<T, 2> dmean;                // of the positions' means [N, 4]
     mutable Tensor<double, 2> partial;         // [chunks, n_heads + 3]: ω, λ, α, β
     mutable Tensor<double, 2> position_sums;   // [6, tokens]: of the phasors, then of the means
+
+    void swap_scratch(const Cache& other) const { attention.swap_scratch(other.attention); }
   };
   // A stream of tokens, at most max_seq_len of them.
   struct State {

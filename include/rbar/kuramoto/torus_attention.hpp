@@ -83,6 +83,16 @@ struct KuramotoAttention {
     // Scratch of backward.
     mutable Tensor<T, 2> dphasors, dquery, dkey, dvalue, dmean, dquery_gate, dkey_gate;
     mutable Tensor<T, 2> partial;  // [chunks, n_heads + d_model] of β and η
+
+    void swap_scratch(const Cache& other) const {
+      std::swap(dphasors, other.dphasors);
+      std::swap(dquery, other.dquery);
+      std::swap(dkey, other.dkey);
+      std::swap(dvalue, other.dvalue);
+      std::swap(dmean, other.dmean);
+      std::swap(dquery_gate, other.dquery_gate);
+      std::swap(dkey_gate, other.dkey_gate);
+    }
   };
   struct State {
     KeyValueCache<T> keys;

@@ -27,6 +27,7 @@ struct CoherenceGatedTransformer {
 
   struct Cache {
     DropoutState dropout;
+    bool recompute = false;     // keep less, and compute it again in backward (layer_caches.hpp); set by the caller
     double pressure = 0;        // in [0, 1], set by the caller: more tokens stop early (routing/pressure.hpp)
     double auxiliary_loss = 0;  // energy regulariser and balance of experts, weighted
     Tensor<Token, 2> tokens;
@@ -70,6 +71,7 @@ struct CoherenceGatedTransformer {
     std::copy_n(tokens.data(), tokens.size(), cache.tokens.data());
     ends.embed(tokens, /*first_position=*/0, cache.hidden);
     dropout<T>(config.dropout, cache.dropout, /*stream=*/0, rows(cache.hidden));
+    cache.stack.recompute = cache.recompute;
     stack.forward(cache.hidden, cache.dropout, cache.pressure, cache.stack);
     cache.auxiliary_loss = cache.stack.auxiliary_loss;
     ends.head(view(std::as_const(cache.hidden)), logits, cache.ends);

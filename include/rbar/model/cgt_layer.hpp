@@ -6,6 +6,7 @@
 #pragma once
 
 #include "rbar/model/cgt_config.hpp"
+#include "rbar/model/layer_caches.hpp"
 #include "rbar/nn/dropout.hpp"
 #include "rbar/nn/feed_forward.hpp"
 #include "rbar/nn/norm.hpp"
@@ -36,11 +37,16 @@ struct CGTLayer {
 
   // Of a training pass with S active tokens; packed buffers keep room for the most seen.
   struct Cache {
-    Tensor<T, 3> input, normed;          // [B, T, D] h, LN₁h
+    Tensor<T, 3> normed;                 // [B, T, D] LN₁h
     Tensor<T, 2> middle, normed_middle;  // [S, D] m, LN₂m
     typename LayerNorm<T>::Cache norm1, norm2;
     typename SheafAttention<T>::Cache attention;
     typename Block::Cache block;
+
+    void swap_scratch(const Cache& other) const {
+      attention.swap_scratch(other.attention);
+      rbar::swap_scratch(block, other.block);
+    }
   };
   using State = typename SheafAttention<T>::State;
   // What the layers of a model use one after the other.
@@ -78,46 +84,51 @@ struct CGTLayer {
     return std::visit([](const auto& block_cache) { return auxiliary_loss_of(block_cache); }, cache.block);
   }
 
-  // --- training: h [B, T, D] in place; dropout streams `stream` and `stream + 1` ---------------------------------
+  // --- training: h [B, T, D] in place; dropout streams `stream` and `stream + 1`. fill: the cache that forward leaves,
+  // without the new h. Backward needs the old one again ------------------------------------------------------------
 
   void forward(Tensor<T, 3>& h, const DropoutState& dropout, std::uint64_t stream, Cache& cache,
                Scratch& scratch) const {
-    keep_input(h, cache);
-    attention.forward(view(std::as_const(cache.normed)), scratch.dense, cache.attention);
+    fill(h, cache, scratch);
     add_with_dropout<T>(dropout_rate, dropout, stream, rows(std::as_const(h)), rows(std::as_const(scratch.dense)),
                         rows(h));
   }
 
-  void backward(Tensor<T, 3>& dh, const DropoutState& dropout_state, std::uint64_t stream, const Cache& cache,
-                Scratch& scratch, CGTLayer& grad) const {
+  void fill(const Tensor<T, 3>& h, Cache& cache, Scratch& scratch) const {
+    normalise(h, cache);
+    attention.forward(view(std::as_const(cache.normed)), scratch.dense, cache.attention);
+  }
+
+  void backward(const Tensor<T, 3>& h, Tensor<T, 3>& dh, const DropoutState& dropout_state, std::uint64_t stream,
+                const Cache& cache, Scratch& scratch, CGTLayer& grad) const {
     ensure_shape(scratch.dense, shape_of(dh));
     std::copy_n(dh.data(), dh.size(), scratch.dense.data());
     dropout<T>(dropout_rate, dropout_state, stream, rows(scratch.dense));
     attention.backward(view(std::as_const(scratch.dense)), cache.attention, scratch.normed, grad.attention);
-    norm1.backward(rows(std::as_const(scratch.normed)), rows(cache.input), cache.norm1, rows(dh), grad.norm1,
+    norm1.backward(rows(std::as_const(scratch.normed)), rows(h), cache.norm1, rows(dh), grad.norm1,
                    /*accumulate_dx=*/true);
   }
 
   void forward_routed(Tensor<T, 3>& h, const RoutedRows& active, const DropoutState& dropout, std::uint64_t stream,
                       Cache& cache, Scratch& scratch) const {
-    const Index count = active.count(), dim = h.dimension(2);
-    keep_input(h, cache);
-    for (Tensor<T, 2>* tensor : {&scratch.branch, &cache.middle, &cache.normed_middle})
-      ensure_rows(*tensor, count, dim);
-    const MatrixView<T> branch = top_rows(scratch.branch, count), middle = top_rows(cache.middle, count);
-    const MatrixView<T> normed_middle = top_rows(cache.normed_middle, count);
-    attention.forward_routed(view(std::as_const(cache.normed)), active, KeyValues::all, branch, cache.attention);
-    gather_rows<T>(rows(std::as_const(h)), active, middle);
-    add_with_dropout<T>(dropout_rate, dropout, stream, as_const(middle), as_const(branch), middle);
-    norm2.forward(as_const(middle), normed_middle, cache.norm2);
-    block.forward(as_const(normed_middle), branch, cache.block);
-    add_with_dropout<T>(dropout_rate, dropout, stream + 1, as_const(middle), as_const(branch), branch);
+    const Index count = active.count();
+    const MatrixView<T> branch = to_block(h, active, dropout, stream, cache, scratch);
+    block.forward(top_rows(std::as_const(cache.normed_middle), count), branch, cache.block);
+    add_with_dropout<T>(dropout_rate, dropout, stream + 1, top_rows(std::as_const(cache.middle), count),
+                        as_const(branch), branch);
     scatter_rows<T>(as_const(branch), active, rows(h));
   }
 
+  void fill_routed(const Tensor<T, 3>& h, const RoutedRows& active, const DropoutState& dropout, std::uint64_t stream,
+                   Cache& cache, Scratch& scratch) const {
+    to_block(h, active, dropout, stream, cache, scratch);
+    block.fill(top_rows(std::as_const(cache.normed_middle), active.count()), cache.block);
+  }
+
   // dh: on entry the gradient of the new h, on return that of the old one.
-  void backward_routed(Tensor<T, 3>& dh, const RoutedRows& active, const DropoutState& dropout_state,
-                       std::uint64_t stream, const Cache& cache, Scratch& scratch, CGTLayer& grad) const {
+  void backward_routed(const Tensor<T, 3>& h, Tensor<T, 3>& dh, const RoutedRows& active,
+                       const DropoutState& dropout_state, std::uint64_t stream, const Cache& cache, Scratch& scratch,
+                       CGTLayer& grad) const {
     const Index count = active.count(), dim = dh.dimension(2);
     for (Tensor<T, 2>* tensor : {&scratch.rows, &scratch.branch, &scratch.normed_rows})
       ensure_rows(*tensor, count, dim);
@@ -139,7 +150,7 @@ struct CGTLayer {
                               scratch.normed, grad.attention);
     scatter_rows<T>(as_const(dmiddle), active, rows(dh));
     // Keys of all tokens, active or not.
-    norm1.backward(rows(std::as_const(scratch.normed)), rows(cache.input), cache.norm1, rows(dh), grad.norm1,
+    norm1.backward(rows(std::as_const(scratch.normed)), rows(h), cache.norm1, rows(dh), grad.norm1,
                    /*accumulate_dx=*/true);
   }
 
@@ -183,11 +194,25 @@ struct CGTLayer {
   }
 
  private:
-  void keep_input(const Tensor<T, 3>& h, Cache& cache) const {
-    ensure_shape(cache.input, shape_of(h));
+  void normalise(const Tensor<T, 3>& h, Cache& cache) const {
     ensure_shape(cache.normed, shape_of(h));
-    std::copy_n(h.data(), h.size(), cache.input.data());
     norm1.forward(rows(h), rows(cache.normed), cache.norm1);
+  }
+
+  // Everything before the block, whose output has room in what is returned.
+  MatrixView<T> to_block(const Tensor<T, 3>& h, const RoutedRows& active, const DropoutState& dropout,
+                         std::uint64_t stream, Cache& cache, Scratch& scratch) const {
+    const Index count = active.count(), dim = h.dimension(2);
+    normalise(h, cache);
+    for (Tensor<T, 2>* tensor : {&scratch.branch, &cache.middle, &cache.normed_middle})
+      ensure_rows(*tensor, count, dim);
+    const MatrixView<T> branch = top_rows(scratch.branch, count), middle = top_rows(cache.middle, count);
+    const MatrixView<T> normed_middle = top_rows(cache.normed_middle, count);
+    attention.forward_routed(view(std::as_const(cache.normed)), active, KeyValues::all, branch, cache.attention);
+    gather_rows<T>(rows(h), active, middle);
+    add_with_dropout<T>(dropout_rate, dropout, stream, as_const(middle), as_const(branch), middle);
+    norm2.forward(as_const(middle), normed_middle, cache.norm2);
+    return branch;
   }
 
   // Keys of every position up to the last that asks, in each sequence.

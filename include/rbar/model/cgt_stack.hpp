@@ -21,9 +21,11 @@ struct CGTStack {
   static constexpr Index points = LaneRouter<T>::points;
 
   struct Cache {
+    bool recompute = false;  // layer_caches.hpp; set by the caller
     double auxiliary_loss = 0;
     LaneSheet<T> sheet;
-    std::vector<typename CGTLayer<T>::Cache> layers;
+    LayerCaches<typename CGTLayer<T>::Cache> layers;
+    std::vector<Tensor<T, 3>> inputs;  // [B, T, D] of the layers
     std::array<typename LaneRouter<T>::Cache, points> points_cache;
     std::array<Tensor<T, 3>, 2> change;  // [B, T, D] of the tokens in segments 1 and 2: what their gate scales
     typename LaneRouter<T>::Cache exit_cache;
@@ -61,15 +63,11 @@ struct CGTStack {
   // --- training -------------------------------------------------------------------------------------------------
 
   void forward(Tensor<T, 3>& h, const DropoutState& dropout, double pressure, Cache& cache) const {
-    cache.layers.resize(layers.size());
-    if (config.sparsity.enabled)
-      for (Index l = config.reflex_end(); l < config.standard_end(); ++l)
-        cache.layers[at(l)].attention.score.sparsity = pressed_sparsity(config.sparsity, pressure);
-    cache.sheet.begin(config, router, pressure, h.dimension(0), h.dimension(1));
-    walk_lanes(config, router, cache.sheet, TrainingPass{*this, h, dropout, cache});
+    cache.layers.prepare(layers.size(), cache.recompute, /*kinds=*/3);
+    cache.inputs.resize(layers.size());
     cache.auxiliary_loss = 0;
-    for (Index l = config.standard_end(); l < config.n_layers; ++l)
-      if (!active(cache.sheet, l).empty()) cache.auxiliary_loss += CGTLayer<T>::auxiliary_loss(cache.layers[at(l)]);
+    cache.sheet.begin(config, router, pressure, h.dimension(0), h.dimension(1));
+    walk_lanes(config, router, cache.sheet, TrainingPass{*this, h, dropout, pressure, cache});
     if (config.energy_weight == 0) return;
     double sum = 0;
     for (const T energy : elements(cache.sheet.energy[3])) sum += static_cast<double>(energy);
@@ -80,8 +78,8 @@ struct CGTStack {
   void backward(Tensor<T, 3>& dh, ConstTensorView<T, 3> final_states, const DropoutState& dropout, const Cache& cache,
                 CGTStack& grad) const {
     const Shape<2> per_token{cache.sheet.batch, cache.sheet.tokens};
-    require(cache.layers.size() == layers.size(), "CGTStack::backward", "layers of the cache", layers.size(),
-            cache.layers.size());
+    require(cache.inputs.size() == layers.size(), "CGTStack::backward", "layers of the cache", layers.size(),
+            cache.inputs.size());
     require_shape("CGTStack::backward", "dh", shape_of(dh), Shape<3>{per_token[0], per_token[1], config.d_model});
     ensure_shape(cache.denergy, per_token);
     if (config.energy_weight > 0) {
@@ -95,11 +93,14 @@ struct CGTStack {
       if (!by_embedding) cache.denergy.setZero();
       segment_backward(segment, dh, dropout, cache, grad);
     }
-    for (Index l = config.reflex_end(); l-- > 0;)
-      layers[at(l)].backward(dh, dropout, stream_of(l), cache.layers[at(l)], cache.scratch, grad.layers[at(l)]);
+    for (Index l = config.reflex_end(); l-- > 0;) {
+      const auto& filled = cache.layers.filled(
+          at(l), kind_of(l), [&](auto& again) { layers[at(l)].fill(cache.inputs[at(l)], again, cache.scratch); });
+      layers[at(l)].backward(cache.inputs[at(l)], dh, dropout, stream_of(l), filled, cache.scratch, grad.layers[at(l)]);
+    }
     if (by_embedding && config.gate)
-      router.energies_backward(0, view(std::as_const(cache.denergy)), view(cache.layers[0].input),
-                               cache.points_cache[0], dh, grad.router);
+      router.energies_backward(0, view(std::as_const(cache.denergy)), view(cache.inputs[0]), cache.points_cache[0], dh,
+                               grad.router);
   }
 
   // Between training steps: scales and thresholds learn from the last forward pass.
@@ -182,6 +183,7 @@ struct CGTStack {
 
  private:
   static std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+  std::size_t kind_of(Index l) const { return static_cast<std::size_t>(layers[at(l)].kind); }
   // Stream 0 of dropout is the embedding's, each layer has two.
   static std::uint64_t stream_of(Index layer) { return 1 + 2 * static_cast<std::uint64_t>(layer); }
 
@@ -215,6 +217,7 @@ struct CGTStack {
     const CGTStack& stack;
     Tensor<T, 3>& h;
     const DropoutState& dropout;
+    double pressure;
     Cache& cache;
 
     ConstTensorView<T, 3> states() const { return view(std::as_const(h)); }
@@ -227,12 +230,22 @@ struct CGTStack {
       relative_spread<T>(states(), cache.exit_moments, cache.exit.spread);
       return cache.exit;
     }
+    void keep_input(Index l) {
+      ensure_shape(cache.inputs[at(l)], shape_of(h));
+      std::copy_n(h.data(), h.size(), cache.inputs[at(l)].data());
+    }
     void reflex_layer(Index l) {
-      stack.layers[at(l)].forward(h, dropout, stream_of(l), cache.layers[at(l)], cache.scratch);
+      keep_input(l);
+      stack.layers[at(l)].forward(h, dropout, stream_of(l), cache.layers.fill(at(l), stack.kind_of(l)), cache.scratch);
     }
     void enter(Index segment, const TokenSet& tokens) { stack.enter_segment(h, tokens, cache.change[at(segment - 1)]); }
     void layer(Index l, const TokenSet& tokens) {
-      stack.layers[at(l)].forward_routed(h, tokens, dropout, stream_of(l), cache.layers[at(l)], cache.scratch);
+      keep_input(l);
+      auto& layer_cache = cache.layers.fill(at(l), stack.kind_of(l));
+      if (stack.config.sparsity.enabled && stack.layers[at(l)].kind == LayerKind::standard)
+        layer_cache.attention.score.sparsity = pressed_sparsity(stack.config.sparsity, pressure);
+      stack.layers[at(l)].forward_routed(h, tokens, dropout, stream_of(l), layer_cache, cache.scratch);
+      cache.auxiliary_loss += CGTLayer<T>::auxiliary_loss(layer_cache);
     }
     void leave(Index segment, const TokenSet& tokens) {
       stack.leave_segment(segment, tokens, cache.sheet, h, cache.change[at(segment - 1)]);
@@ -287,15 +300,18 @@ struct CGTStack {
           cache.denergy.data()[row] += dgate * gate_slope(energy, threshold);
         }
       const TokenSet& tokens = active(cache.sheet, l);
-      if (!tokens.empty())
-        layers[at(l)].backward_routed(dh, tokens, dropout, stream_of(l), cache.layers[at(l)], cache.scratch,
-                                      grad.layers[at(l)]);
+      if (tokens.empty()) continue;
+      const auto& filled = cache.layers.filled(at(l), kind_of(l), [&](auto& again) {
+        layers[at(l)].fill_routed(cache.inputs[at(l)], tokens, dropout, stream_of(l), again, cache.scratch);
+      });
+      layers[at(l)].backward_routed(cache.inputs[at(l)], dh, tokens, dropout, stream_of(l), filled, cache.scratch,
+                                    grad.layers[at(l)]);
     }
     if (!config.gate) return;
     for (const Index row : active(cache.sheet, first).rows)
       for (Index d = 0; d < dim; ++d) dh.data()[row * dim + d] += cache.dentry.data()[row * dim + d];
     if (config.router.route_at == RouteAt::boundaries)
-      router.energies_backward(segment, view(std::as_const(cache.denergy)), view(cache.layers[at(first)].input),
+      router.energies_backward(segment, view(std::as_const(cache.denergy)), view(cache.inputs[at(first)]),
                                cache.points_cache[at(segment)], dh, grad.router);
   }
 

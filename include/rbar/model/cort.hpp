@@ -24,20 +24,26 @@ struct CoRTModel {
   using Config = CoRTConfig;
   static constexpr const char* model_type = "cort";  // in config.json
 
+  using Router = typename AdaptiveCoherentRouter<T>::Cache;
+
   struct Cache {
     DropoutState dropout;
+    bool recompute = false;  // keep less, and compute it again in backward (layer_caches.hpp); set by the caller
     Tensor<Token, 2> tokens;
-    std::vector<typename CoRTLayer<T>::Cache> layers;
-    Tensor<T, 3> hidden, next;  // [B, T, D] hidden: h_L
+    LayerCaches<typename CoRTLayer<T>::Cache> layers;
+    std::vector<Tensor<T, 3>> inputs;  // of the layers, and
+    std::vector<Router> routers;       // scores and stats of each: what is kept to recompute
+    Tensor<T, 3> input, hidden;        // [B, T, D] of a layer, and h_L
     typename ModelEnds<T>::Cache ends;
     mutable Tensor<T, 3> dhidden, dnext;  // scratch of backward
 
     // What each layer's router did in the last forward pass.
     std::vector<RoutingStats> routing_stats() const {
       std::vector<RoutingStats> stats;
-      for (const auto& layer : layers) stats.push_back(layer.routed.router.stats);
+      for (std::size_t l = 0; l < (recompute ? routers.size() : layers.size()); ++l) stats.push_back(router(l).stats);
       return stats;
     }
+    const Router& router(std::size_t l) const { return recompute ? routers[l] : layers[l].routed.router; }
   };
   struct State {
     Index position = 0;  // tokens seen
@@ -61,24 +67,36 @@ struct CoRTModel {
   void forward(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, Cache& cache) const {
     ensure_shape(cache.tokens, shape_of(tokens));
     std::copy_n(tokens.data(), tokens.size(), cache.tokens.data());
-    cache.layers.resize(layers.size());
+    cache.layers.prepare(layers.size(), cache.recompute);
+    cache.inputs.resize(cache.recompute ? layers.size() : 0);
+    cache.routers.resize(cache.inputs.size());
     ends.embed(tokens, /*first_position=*/0, cache.hidden);
     dropout<T>(config.dropout, cache.dropout, /*stream=*/0, rows(cache.hidden));
     for (std::size_t l = 0; l < layers.size(); ++l) {
-      cache.layers[l].dropout = cache.dropout;
-      cache.layers[l].dropout_stream = 1 + 2 * static_cast<std::uint64_t>(l);
-      layers[l].forward(view(std::as_const(cache.hidden)), cache.next, cache.layers[l]);
-      std::swap(cache.hidden, cache.next);
+      auto& layer_cache = cache.layers.fill(l);
+      set_dropout(l, cache, layer_cache);
+      Tensor<T, 3>& input = cache.recompute ? cache.inputs[l] : cache.input;
+      std::swap(cache.hidden, input);
+      layers[l].forward(view(std::as_const(input)), cache.hidden, layer_cache);
+      if (cache.recompute) {
+        const Router& router = layer_cache.routed.router;
+        ensure_shape(cache.routers[l].scores, shape_of(router.scores));
+        std::copy_n(router.scores.data(), router.scores.size(), cache.routers[l].scores.data());
+        cache.routers[l].stats = router.stats;
+      }
     }
     ends.head(view(std::as_const(cache.hidden)), logits, cache.ends);
   }
 
   void backward(ConstTensorView<T, 3> dlogits, const Cache& cache, CoRTModel& grad) const {
-    require(cache.layers.size() == layers.size(), "CoRTModel::backward", "layers of the cache", layers.size(),
-            cache.layers.size());
+    require_cache("CoRTModel::backward", cache);
     ends.head_backward(dlogits, view(cache.hidden), cache.ends, cache.dhidden, grad.ends);
     for (std::size_t l = layers.size(); l-- > 0;) {
-      layers[l].backward(view(std::as_const(cache.dhidden)), cache.layers[l], cache.dnext, grad.layers[l]);
+      const auto& filled = cache.layers.filled(l, 0, [&](auto& again) {
+        set_dropout(l, cache, again);
+        layers[l].fill(view(cache.inputs[l]), again);
+      });
+      layers[l].backward(view(std::as_const(cache.dhidden)), filled, cache.dnext, grad.layers[l]);
       std::swap(cache.dhidden, cache.dnext);
     }
     dropout<T>(config.dropout, cache.dropout, /*stream=*/0, rows(cache.dhidden));
@@ -99,9 +117,8 @@ struct CoRTModel {
 
   // Between training steps: thresholds and budgets of all routers learn from the last forward pass.
   void adapt(const Cache& cache) {
-    require(cache.layers.size() == layers.size(), "CoRTModel::adapt", "layers of the cache", layers.size(),
-            cache.layers.size());
-    for (std::size_t l = 0; l < layers.size(); ++l) layers[l].adapt(cache.layers[l]);
+    require_cache("CoRTModel::adapt", cache);
+    for (std::size_t l = 0; l < layers.size(); ++l) layers[l].routed.router.adapt(cache.router(l));
   }
 
   Tensor<T, 3> operator()(ConstTensorView<Token, 2> tokens) const {
@@ -119,6 +136,17 @@ struct CoRTModel {
   }
   void buffers(auto&& visit) {
     for (std::size_t l = 0; l < layers.size(); ++l) visit_buffers(visit, "layers." + std::to_string(l), layers[l]);
+  }
+
+ private:
+  // Stream 0 of dropout is the embedding's, each layer has two.
+  static void set_dropout(std::size_t layer, const Cache& cache, typename CoRTLayer<T>::Cache& layer_cache) {
+    layer_cache.dropout = cache.dropout;
+    layer_cache.dropout_stream = 1 + 2 * static_cast<std::uint64_t>(layer);
+  }
+  void require_cache(std::string_view operation, const Cache& cache) const {
+    const std::size_t there = cache.recompute ? cache.inputs.size() : cache.layers.size();
+    require(there == layers.size(), operation, "layers of the cache", layers.size(), there);
   }
 };
 

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "rbar/model/cort_config.hpp"
+#include "rbar/model/layer_caches.hpp"
 #include "rbar/nn/dropout.hpp"
 #include "rbar/nn/feed_forward.hpp"
 #include "rbar/nn/norm.hpp"
@@ -25,12 +26,20 @@ struct CoRTLayer {
     std::uint64_t dropout_stream = 0;  // this layer uses it and the next one
 
     Tensor<T, 3> input, normed, middle;  // x, LN₁x, x after the first branch
-    Tensor<T, 3> branch;                 // output of either branch
     Tensor<T, 3> normed_middle;          // LN₂
     typename LayerNorm<T>::Cache norm1, norm2;
     typename RoutedAttention<T>::Cache routed;
     typename FeedForward<T>::Cache ffn;
-    mutable Tensor<T, 3> dbranch, dnormed;  // scratch of backward
+    // Scratch: the output of either branch, and gradients.
+    mutable Tensor<T, 3> branch, dbranch, dnormed;
+
+    void swap_scratch(const Cache& other) const {
+      rbar::swap_scratch(routed, other.routed);
+      ffn.swap_scratch(other.ffn);
+      std::swap(branch, other.branch);
+      std::swap(dbranch, other.dbranch);
+      std::swap(dnormed, other.dnormed);
+    }
   };
   struct State {
     typename RoutedAttention<T>::State routed;
@@ -46,11 +55,14 @@ struct CoRTLayer {
         ffn(config.d_model, config.ff_width(), /*bias=*/true, rng) {}
 
   void forward(ConstTensorView<T, 3> x, Tensor<T, 3>& y, Cache& cache) const {
-    ensure_shape(cache.input, shape_of(x));
-    std::copy_n(x.data(), x.size(), cache.input.data());
-    apply(x, y, cache, [&](const Tensor<T, 3>& normed, Tensor<T, 3>& branch) {
-      routed.forward(view(normed), branch, cache.routed);
-    });
+    to_feed_forward(x, cache, routed_attention(x, cache));
+    add_feed_forward(y, cache);
+  }
+
+  // The cache that forward leaves, without its output.
+  void fill(ConstTensorView<T, 3> x, Cache& cache) const {
+    to_feed_forward(x, cache, routed_attention(x, cache));
+    ffn.fill(rows(std::as_const(cache.normed_middle)), cache.ffn);
   }
 
   void backward(ConstTensorView<T, 3> dy, const Cache& cache, Tensor<T, 3>& dx, CoRTLayer& grad) const {
@@ -77,8 +89,10 @@ struct CoRTLayer {
 
   // A stream's next tokens [B, new, D]. Causal only.
   void step(ConstTensorView<T, 3> x, Tensor<T, 3>& y, State& state) const {
-    apply(x, y, state.scratch,
-          [&](const Tensor<T, 3>& normed, Tensor<T, 3>& branch) { routed.step(view(normed), branch, state.routed); });
+    to_feed_forward(x, state.scratch, [&](const Tensor<T, 3>& normed, Tensor<T, 3>& branch) {
+      routed.step(view(normed), branch, state.routed);
+    });
+    add_feed_forward(y, state.scratch);
   }
 
   void adapt(const Cache& cache) { routed.adapt(cache.routed); }
@@ -94,15 +108,26 @@ struct CoRTLayer {
   void buffers(auto&& visit) { routed.buffers(visit); }
 
  private:
+  // Keeps x.
+  auto routed_attention(ConstTensorView<T, 3> x, Cache& cache) const {
+    ensure_shape(cache.input, shape_of(x));
+    std::copy_n(x.data(), x.size(), cache.input.data());
+    return
+        [&](const Tensor<T, 3>& normed, Tensor<T, 3>& branch) { routed.forward(view(normed), branch, cache.routed); };
+  }
+
   template <class Branch>
-  void apply(ConstTensorView<T, 3> x, Tensor<T, 3>& y, Cache& cache, Branch&& first_branch) const {
-    for (Tensor<T, 3>* tensor : {&cache.normed, &cache.middle, &cache.branch, &cache.normed_middle, &y})
+  void to_feed_forward(ConstTensorView<T, 3> x, Cache& cache, Branch&& first_branch) const {
+    for (Tensor<T, 3>* tensor : {&cache.normed, &cache.middle, &cache.branch, &cache.normed_middle})
       ensure_shape(*tensor, shape_of(x));
     norm1.forward(rows(x), rows(cache.normed), cache.norm1);
     first_branch(std::as_const(cache.normed), cache.branch);
     add_with_dropout<T>(dropout_probability, cache.dropout, cache.dropout_stream, rows(x),
                         rows(std::as_const(cache.branch)), rows(cache.middle));
     norm2.forward(rows(std::as_const(cache.middle)), rows(cache.normed_middle), cache.norm2);
+  }
+  void add_feed_forward(Tensor<T, 3>& y, Cache& cache) const {
+    ensure_shape(y, shape_of(cache.middle));
     ffn.forward(rows(std::as_const(cache.normed_middle)), rows(cache.branch), cache.ffn);
     add_with_dropout<T>(dropout_probability, cache.dropout, cache.dropout_stream + 1, rows(std::as_const(cache.middle)),
                         rows(std::as_const(cache.branch)), rows(y));

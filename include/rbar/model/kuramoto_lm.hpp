@@ -9,6 +9,7 @@
 #pragma once
 
 #include "rbar/model/kuramoto_lm_config.hpp"
+#include "rbar/model/layer_caches.hpp"
 #include "rbar/nn/dropout.hpp"
 #include "rbar/nn/embedding.hpp"
 #include "rbar/nn/feed_forward.hpp"
@@ -58,6 +59,11 @@ struct KuramotoLayer {
     typename KuramotoAttention<T>::Cache attention;
     Tensor<T, 2> phasors;  // [N, 2·d_model] of the angles that attention moved
     typename SwiGLU<T>::Cache mixing;
+
+    void swap_scratch(const Cache& other) const {
+      attention.swap_scratch(other.attention);
+      mixing.swap_scratch(other.mixing);
+    }
   };
   struct State {
     typename KuramotoAttention<T>::State attention;
@@ -86,6 +92,13 @@ struct KuramotoLayer {
                Scratch& scratch) const {
     attention.forward(view(std::as_const(angles)), scratch.moved, cache.attention);
     mix(scratch, dropout, stream, cache.phasors, cache.mixing, angles);
+  }
+
+  // The cache that forward leaves, without its output.
+  void fill(ConstTensorView<T, 3> angles, Cache& cache, Scratch& scratch) const {
+    attention.forward(angles, scratch.moved, cache.attention);
+    detail::phasors_of<T>(rows(std::as_const(scratch.moved)), cache.phasors);
+    mixing.fill(rows(std::as_const(cache.phasors)), cache.mixing);
   }
 
   // `dangles` is the gradient of the angles after the layer and becomes that of those before it.
@@ -145,9 +158,11 @@ struct KuramotoLM {
   };
   struct Cache {
     DropoutState dropout;
+    bool recompute = false;  // keep less, and compute it again in backward (layer_caches.hpp); set by the caller
     Tensor<Token, 2> tokens;
     Tensor<T, 3> angles;  // [B, T, d_model] after the last layer
-    std::vector<typename KuramotoLayer<T>::Cache> layers;
+    LayerCaches<typename KuramotoLayer<T>::Cache> layers;
+    std::vector<Tensor<T, 3>> inputs;  // of the layers, kept to recompute
     ReadoutCache readout;
     mutable typename KuramotoLayer<T>::Scratch scratch;
     mutable Tensor<T, 3> dangles;  // scratch of backward
@@ -187,22 +202,32 @@ struct KuramotoLM {
     require_length("KuramotoLM::forward", tokens.dimension(1));
     ensure_shape(cache.tokens, shape_of(tokens));
     std::copy_n(tokens.data(), tokens.size(), cache.tokens.data());
-    cache.layers.resize(layers.size());
+    cache.layers.prepare(layers.size(), cache.recompute);
+    cache.inputs.resize(cache.recompute ? layers.size() : 0);
     embed(tokens, cache.angles);
-    for (std::size_t l = 0; l < layers.size(); ++l)
-      layers[l].forward(cache.angles, cache.dropout, /*stream=*/l, cache.layers[l], cache.scratch);
+    for (std::size_t l = 0; l < layers.size(); ++l) {
+      if (cache.recompute) {
+        ensure_shape(cache.inputs[l], shape_of(cache.angles));
+        std::copy_n(cache.angles.data(), cache.angles.size(), cache.inputs[l].data());
+      }
+      layers[l].forward(cache.angles, cache.dropout, /*stream=*/l, cache.layers.fill(l), cache.scratch);
+    }
     read_out(cache.angles, /*first=*/true, logits, cache.readout);
   }
 
   void backward(ConstTensorView<T, 3> dlogits, const Cache& cache, KuramotoLM& grad) const {
     constexpr const char* operation = "KuramotoLM::backward";
-    require(cache.layers.size() == layers.size(), operation, "layers of the cache", layers.size(), cache.layers.size());
+    const std::size_t there = cache.recompute ? cache.inputs.size() : cache.layers.size();
+    require(there == layers.size(), operation, "layers of the cache", layers.size(), there);
     require_shape(operation, "dlogits", dlogits,
                   {cache.tokens.dimension(0), cache.tokens.dimension(1), config.vocab_size});
     ensure_shape(cache.dangles, shape_of(cache.angles));
     read_out_backward(rows(dlogits), cache.readout, rows(cache.dangles), grad);
-    for (std::size_t l = layers.size(); l-- > 0;)
-      layers[l].backward(cache.dangles, cache.dropout, /*stream=*/l, cache.layers[l], cache.scratch, grad.layers[l]);
+    for (std::size_t l = layers.size(); l-- > 0;) {
+      const auto& filled =
+          cache.layers.filled(l, 0, [&](auto& again) { layers[l].fill(view(cache.inputs[l]), again, cache.scratch); });
+      layers[l].backward(cache.dangles, cache.dropout, /*stream=*/l, filled, cache.scratch, grad.layers[l]);
+    }
     token_embedding.backward(elements(cache.tokens), rows(std::as_const(cache.dangles)), grad.token_embedding);
   }
 

@@ -4,6 +4,7 @@
 // and PhaseReadout::raw a phase layer computes what the package computes, which sees the future.
 #pragma once
 
+#include "rbar/model/layer_caches.hpp"
 #include "rbar/model/model_ends.hpp"
 #include "rbar/model/phasegpt_config.hpp"
 #include "rbar/nn/dropout.hpp"
@@ -33,12 +34,20 @@ struct PhaseGPTLayer {
   using Mixer = Kinds<MultiHeadAttention, PhaseAttention, HybridAttention>;
 
   struct Cache {
-    Tensor<T, 3> input, normed, middle, branch, normed_middle;
+    Tensor<T, 3> input, normed, middle, normed_middle;
     typename LayerNorm<T>::Cache norm1, norm2;
     typename Mixer::Cache mixer;
     typename FeedForward<T>::Cache ffn;
-    mutable Tensor<T, 3> dbranch, dnormed;  // scratch of backward
+    // Scratch: the output of either branch, and gradients.
+    mutable Tensor<T, 3> branch, dbranch, dnormed;
 
+    void swap_scratch(const Cache& other) const {
+      rbar::swap_scratch(mixer, other.mixer);
+      ffn.swap_scratch(other.ffn);
+      std::swap(branch, other.branch);
+      std::swap(dbranch, other.dbranch);
+      std::swap(dnormed, other.dnormed);
+    }
     double auxiliary_loss() const {
       return std::visit([](const auto& chosen) { return auxiliary_loss_of(chosen); }, mixer);
     }
@@ -70,17 +79,14 @@ struct PhaseGPTLayer {
   // Dropout streams: `stream` and the three after it.
   void forward(ConstTensorView<T, 3> x, const DropoutState& dropout, std::uint64_t stream, Tensor<T, 3>& y,
                Cache& cache) const {
-    ensure_shape(cache.input, shape_of(x));
-    std::copy_n(x.data(), x.size(), cache.input.data());
-    apply(x, dropout, stream, y, cache, [&](ConstTensorView<T, 3> normed, Tensor<T, 3>& branch) {
-      visit_mixer(cache.mixer, [&](const auto& chosen, auto& mixer_cache) {
-        if constexpr (requires { mixer_cache.dropout; })
-          mixer_cache.dropout = dropout, mixer_cache.dropout_stream = stream + 2;
-        else if constexpr (requires { mixer_cache.phase; })
-          mixer_cache.phase.dropout = dropout, mixer_cache.phase.dropout_stream = stream + 2;
-        chosen.forward(normed, branch, mixer_cache);
-      });
-    });
+    mix(x, dropout, stream, cache);
+    add_feed_forward(dropout, stream, y, cache);
+  }
+
+  // The cache that forward leaves, without its output.
+  void fill(ConstTensorView<T, 3> x, const DropoutState& dropout, std::uint64_t stream, Cache& cache) const {
+    mix(x, dropout, stream, cache);
+    ffn.fill(rows(std::as_const(cache.normed_middle)), cache.ffn);
   }
 
   void backward(ConstTensorView<T, 3> dy, const DropoutState& dropout_state, std::uint64_t stream, const Cache& cache,
@@ -111,7 +117,7 @@ struct PhaseGPTLayer {
 
   // The next tokens of a stream of at most `limit`.
   void step(ConstTensorView<T, 3> x, Index limit, Tensor<T, 3>& y, State& state) const {
-    apply(x, {}, 0, y, state.scratch, [&](ConstTensorView<T, 3> normed, Tensor<T, 3>& branch) {
+    to_feed_forward(x, {}, 0, state.scratch, [&](ConstTensorView<T, 3> normed, Tensor<T, 3>& branch) {
       visit_mixer(state.mixer, [&](const auto& chosen, auto& mixer_state) {
         if constexpr (requires { mixer_state.keys; })
           mixer_state.keys.limit = limit;
@@ -120,6 +126,7 @@ struct PhaseGPTLayer {
         chosen.step(normed, branch, mixer_state);
       });
     });
+    add_feed_forward({}, 0, y, state.scratch);
   }
 
   void parameters(auto&& visit) {
@@ -143,15 +150,33 @@ struct PhaseGPTLayer {
         mixer);
   }
 
+  // Keeps x.
+  void mix(ConstTensorView<T, 3> x, const DropoutState& dropout, std::uint64_t stream, Cache& cache) const {
+    ensure_shape(cache.input, shape_of(x));
+    std::copy_n(x.data(), x.size(), cache.input.data());
+    to_feed_forward(x, dropout, stream, cache, [&](ConstTensorView<T, 3> normed, Tensor<T, 3>& branch) {
+      visit_mixer(cache.mixer, [&](const auto& chosen, auto& mixer_cache) {
+        if constexpr (requires { mixer_cache.dropout; })
+          mixer_cache.dropout = dropout, mixer_cache.dropout_stream = stream + 2;
+        else if constexpr (requires { mixer_cache.phase; })
+          mixer_cache.phase.dropout = dropout, mixer_cache.phase.dropout_stream = stream + 2;
+        chosen.forward(normed, branch, mixer_cache);
+      });
+    });
+  }
+
   template <class Branch>
-  void apply(ConstTensorView<T, 3> x, const DropoutState& dropout, std::uint64_t stream, Tensor<T, 3>& y, Cache& cache,
-             Branch&& first_branch) const {
-    for (Tensor<T, 3>* tensor : {&cache.normed, &cache.middle, &cache.branch, &cache.normed_middle, &y})
+  void to_feed_forward(ConstTensorView<T, 3> x, const DropoutState& dropout, std::uint64_t stream, Cache& cache,
+                       Branch&& first_branch) const {
+    for (Tensor<T, 3>* tensor : {&cache.normed, &cache.middle, &cache.branch, &cache.normed_middle})
       ensure_shape(*tensor, shape_of(x));
     norm1.forward(rows(x), rows(cache.normed), cache.norm1);
     first_branch(view(std::as_const(cache.normed)), cache.branch);
     add_with_dropout<T>(dropout_rate, dropout, stream, rows(x), rows(std::as_const(cache.branch)), rows(cache.middle));
     norm2.forward(rows(std::as_const(cache.middle)), rows(cache.normed_middle), cache.norm2);
+  }
+  void add_feed_forward(const DropoutState& dropout, std::uint64_t stream, Tensor<T, 3>& y, Cache& cache) const {
+    ensure_shape(y, shape_of(cache.middle));
     ffn.forward(rows(std::as_const(cache.normed_middle)), rows(cache.branch), cache.ffn);
     add_with_dropout<T>(dropout_rate, dropout, stream + 1, rows(std::as_const(cache.middle)),
                         rows(std::as_const(cache.branch)), rows(y));
@@ -168,17 +193,20 @@ struct PhaseGPT {
 
   struct Cache {
     DropoutState dropout;
+    bool recompute = false;     // keep less, and compute it again in backward (layer_caches.hpp); set by the caller
     double auxiliary_loss = 0;  // the regularisers', weighted
     Tensor<Token, 2> tokens;
-    std::vector<typename PhaseGPTLayer<T>::Cache> layers;
-    Tensor<T, 3> hidden, next;  // [B, T, D] hidden: h_L
+    LayerCaches<typename PhaseGPTLayer<T>::Cache> layers;
+    std::vector<Tensor<T, 3>> inputs;  // of the layers, kept to recompute
+    Tensor<T, 3> input, hidden;        // [B, T, D] of a layer, and h_L
     typename ModelEnds<T>::Cache ends;
     mutable Tensor<T, 3> dhidden, dnext;  // scratch of backward
 
     // Angles [B, T, heads·oscillators] of a phase layer after its last step; null where layer `l` has none. Errors: no
-    // such layer in the last forward pass.
+    // such layer in the last forward pass, or `recompute`, which keeps none.
     const Tensor<T, 3>* angles(std::size_t l) const {
-      require(l < layers.size(), "PhaseGPT::Cache::angles", "layer", "one of the last forward pass", l);
+      require(!recompute && l < layers.size(), "PhaseGPT::Cache::angles", "layer",
+              recompute ? "a forward pass that keeps them" : "one of the last forward pass", l);
       if (const auto* phase = std::get_if<typename PhaseAttention<T>::Cache>(&layers[l].mixer)) return &phase->angles;
       if (const auto* hybrid = std::get_if<typename HybridAttention<T>::Cache>(&layers[l].mixer))
         return &hybrid->phase.angles;
@@ -213,24 +241,30 @@ struct PhaseGPT {
   void forward(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, Cache& cache) const {
     ensure_shape(cache.tokens, shape_of(tokens));
     std::copy_n(tokens.data(), tokens.size(), cache.tokens.data());
-    cache.layers.resize(layers.size());
+    cache.layers.prepare(layers.size(), cache.recompute, std::variant_size_v<typename PhaseGPTLayer<T>::Mixer::Layer>);
+    cache.inputs.resize(cache.recompute ? layers.size() : 0);
     cache.auxiliary_loss = 0;
     ends.embed(tokens, /*first_position=*/0, cache.hidden);
     dropout<T>(config.dropout, cache.dropout, /*stream=*/0, rows(cache.hidden));
     for (std::size_t l = 0; l < layers.size(); ++l) {
-      layers[l].forward(view(std::as_const(cache.hidden)), cache.dropout, stream_of(l), cache.next, cache.layers[l]);
-      cache.auxiliary_loss += cache.layers[l].auxiliary_loss();
-      std::swap(cache.hidden, cache.next);
+      auto& layer_cache = cache.layers.fill(l, layers[l].mixer.index());
+      Tensor<T, 3>& input = cache.recompute ? cache.inputs[l] : cache.input;
+      std::swap(cache.hidden, input);
+      layers[l].forward(view(std::as_const(input)), cache.dropout, stream_of(l), cache.hidden, layer_cache);
+      cache.auxiliary_loss += layer_cache.auxiliary_loss();
     }
     ends.head(view(std::as_const(cache.hidden)), logits, cache.ends);
   }
 
   void backward(ConstTensorView<T, 3> dlogits, const Cache& cache, PhaseGPT& grad) const {
-    require(cache.layers.size() == layers.size(), "PhaseGPT::backward", "layers of the cache", layers.size(),
-            cache.layers.size());
+    const std::size_t there = cache.recompute ? cache.inputs.size() : cache.layers.size();
+    require(there == layers.size(), "PhaseGPT::backward", "layers of the cache", layers.size(), there);
     ends.head_backward(dlogits, view(cache.hidden), cache.ends, cache.dhidden, grad.ends);
     for (std::size_t l = layers.size(); l-- > 0;) {
-      layers[l].backward(view(std::as_const(cache.dhidden)), cache.dropout, stream_of(l), cache.layers[l], cache.dnext,
+      const auto& filled = cache.layers.filled(l, layers[l].mixer.index(), [&](auto& again) {
+        layers[l].fill(view(cache.inputs[l]), cache.dropout, stream_of(l), again);
+      });
+      layers[l].backward(view(std::as_const(cache.dhidden)), cache.dropout, stream_of(l), filled, cache.dnext,
                          grad.layers[l]);
       std::swap(cache.dhidden, cache.dnext);
     }

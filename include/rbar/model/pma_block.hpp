@@ -4,6 +4,7 @@
 // its coupling.
 #pragma once
 
+#include "rbar/model/layer_caches.hpp"
 #include "rbar/nn/dropout.hpp"
 #include "rbar/nn/feed_forward.hpp"
 #include "rbar/nn/norm.hpp"
@@ -23,6 +24,11 @@ struct MixerBlock {
     typename Mixer::Cache mixer;
     typename SwiGLU<T>::Cache feed_forward;
     Tensor<T, 3> middle, normed;  // m and RMSNorm₂ m
+
+    void swap_scratch(const Cache& other) const {
+      rbar::swap_scratch(mixer, other.mixer);
+      feed_forward.swap_scratch(other.feed_forward);
+    }
   };
   // What the blocks of a model use one after the other.
   struct Scratch {
@@ -51,18 +57,19 @@ struct MixerBlock {
   template <class... More>
   void forward(ConstTensorView<T, 3> h, const DropoutState& dropout, std::uint64_t stream, Tensor<T, 3>& out,
                Cache& cache, Scratch& scratch, const More&... more) const {
-    ensure_shape(scratch.normed, shape_of(h));
-    ensure_shape(scratch.branch, shape_of(h));
     ensure_shape(out, shape_of(h));
-    norm1.forward(rows(h), rows(scratch.normed), cache.norm1);
-    mixer.forward(view(std::as_const(scratch.normed)), more..., scratch.branch, cache.mixer);
+    to_feed_forward(h, dropout, stream, cache, scratch, more...);
     if (!has_feed_forward()) return add(dropout, stream, h, scratch, out);
-    ensure_shape(cache.middle, shape_of(h));
-    ensure_shape(cache.normed, shape_of(h));
-    add(dropout, stream, h, scratch, cache.middle);
-    norm2.forward(rows(std::as_const(cache.middle)), rows(cache.normed), cache.norm2);
     feed_forward.forward(rows(std::as_const(cache.normed)), rows(scratch.branch), cache.feed_forward);
     add(dropout, stream + 1, view(std::as_const(cache.middle)), scratch, out);
+  }
+
+  // The cache that forward leaves, without its output.
+  template <class... More>
+  void fill(ConstTensorView<T, 3> h, const DropoutState& dropout, std::uint64_t stream, Cache& cache, Scratch& scratch,
+            const More&... more) const {
+    to_feed_forward(h, dropout, stream, cache, scratch, more...);
+    if (has_feed_forward()) feed_forward.fill(rows(std::as_const(cache.normed)), cache.feed_forward);
   }
 
   // dh: on entry the gradient of the output, on return that of h. dmore: gradients of `more`, overwritten.
@@ -104,6 +111,20 @@ struct MixerBlock {
   }
 
  private:
+  template <class... More>
+  void to_feed_forward(ConstTensorView<T, 3> h, const DropoutState& dropout, std::uint64_t stream, Cache& cache,
+                       Scratch& scratch, const More&... more) const {
+    ensure_shape(scratch.normed, shape_of(h));
+    ensure_shape(scratch.branch, shape_of(h));
+    norm1.forward(rows(h), rows(scratch.normed), cache.norm1);
+    mixer.forward(view(std::as_const(scratch.normed)), more..., scratch.branch, cache.mixer);
+    if (!has_feed_forward()) return;
+    ensure_shape(cache.middle, shape_of(h));
+    ensure_shape(cache.normed, shape_of(h));
+    add(dropout, stream, h, scratch, cache.middle);
+    norm2.forward(rows(std::as_const(cache.middle)), rows(cache.normed), cache.norm2);
+  }
+
   void add(const DropoutState& dropout, std::uint64_t stream, ConstTensorView<T, 3> h, const Scratch& scratch,
            Tensor<T, 3>& out) const {
     add_with_dropout<T>(dropout_rate, dropout, stream, rows(h), rows(scratch.branch), rows(out));

@@ -33,10 +33,11 @@ struct PhaseModulatedAttentionLM {
 
   struct Cache {
     DropoutState dropout;
+    bool recompute = false;  // keep less, and compute it again in backward (layer_caches.hpp); set by the caller
     Tensor<Token, 2> tokens;
     std::vector<Tensor<T, 3>> hidden;  // h₀ … h_{N+M}
-    std::vector<typename SSMBlock::Cache> ssm;
-    std::vector<typename PMABlock::Cache> pma;
+    LayerCaches<typename SSMBlock::Cache> ssm;
+    LayerCaches<typename PMABlock::Cache> pma;
     typename Ends::Cache ends;
     // Scratch: the first two are forward's and backward's, the others backward's.
     mutable typename SSMBlock::Scratch ssm_scratch;
@@ -76,21 +77,22 @@ struct PhaseModulatedAttentionLM {
     require_length("PhaseModulatedAttentionLM::forward", tokens.dimension(1));
     ensure_shape(cache.tokens, shape_of(tokens));
     std::copy_n(tokens.data(), tokens.size(), cache.tokens.data());
-    cache.ssm.resize(ssm.size());
-    cache.pma.resize(pma.size());
+    cache.ssm.prepare(ssm.size(), cache.recompute);
+    cache.pma.prepare(pma.size(), cache.recompute);
     cache.hidden.resize(ssm.size() + pma.size() + 1);
     auto& hidden = cache.hidden;
     ends.embed(tokens, /*first_position=*/0, hidden[0]);
     dropout<T>(config.dropout, cache.dropout, 0, rows(hidden[0]));
     for (std::size_t l = 0; l < ssm.size(); ++l)
-      ssm[l].forward(view(std::as_const(hidden[l])), cache.dropout, stream_of(l), hidden[l + 1], cache.ssm[l],
+      ssm[l].forward(view(std::as_const(hidden[l])), cache.dropout, stream_of(l), hidden[l + 1], cache.ssm.fill(l),
                      cache.ssm_scratch);
     const auto ssm_state = view(std::as_const(hidden[ssm.size()]));
     for (std::size_t l = 0; l < pma.size(); ++l) {
       const std::size_t depth = ssm.size() + l;
-      cache.pma[l].mixer.intervention = interventions.on(l);
+      auto& block_cache = cache.pma.fill(l);
+      block_cache.mixer.intervention = interventions.on(l);
       pma[l].forward(view(std::as_const(hidden[depth])), cache.dropout, stream_of(depth), hidden[depth + 1],
-                     cache.pma[l], cache.pma_scratch, ssm_state);
+                     block_cache, cache.pma_scratch, ssm_state);
     }
     ends.head(view(std::as_const(hidden.back())), logits, cache.ends);
   }
@@ -104,14 +106,23 @@ struct PhaseModulatedAttentionLM {
     for (std::size_t l = pma.size(); l-- > 0;) {
       const std::size_t depth = ssm.size() + l;
       const bool last = l + 1 == pma.size();
-      pma[l].backward(view(hidden[depth]), cache.dropout, stream_of(depth), cache.pma[l], cache.dhidden,
-                      cache.pma_scratch, grad.pma[l], last ? cache.dssm_state : cache.dssm_part);
+      const auto& filled = cache.pma.filled(l, 0, [&](auto& again) {
+        again.mixer.intervention = interventions.on(l);
+        pma[l].fill(view(hidden[depth]), cache.dropout, stream_of(depth), again, cache.pma_scratch,
+                    view(hidden[ssm.size()]));
+      });
+      pma[l].backward(view(hidden[depth]), cache.dropout, stream_of(depth), filled, cache.dhidden, cache.pma_scratch,
+                      grad.pma[l], last ? cache.dssm_state : cache.dssm_part);
       if (!last) add(cache.dssm_part, cache.dssm_state);
     }
     if (!pma.empty()) add(cache.dssm_state, cache.dhidden);
-    for (std::size_t l = ssm.size(); l-- > 0;)
-      ssm[l].backward(view(hidden[l]), cache.dropout, stream_of(l), cache.ssm[l], cache.dhidden, cache.ssm_scratch,
+    for (std::size_t l = ssm.size(); l-- > 0;) {
+      const auto& filled = cache.ssm.filled(l, 0, [&](auto& again) {
+        ssm[l].fill(view(hidden[l]), cache.dropout, stream_of(l), again, cache.ssm_scratch);
+      });
+      ssm[l].backward(view(hidden[l]), cache.dropout, stream_of(l), filled, cache.dhidden, cache.ssm_scratch,
                       grad.ssm[l]);
+    }
     dropout<T>(config.dropout, cache.dropout, 0, rows(cache.dhidden));
     ends.embed_backward(view(std::as_const(cache.dhidden)), view(cache.tokens), grad.ends);
   }

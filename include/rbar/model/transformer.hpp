@@ -23,9 +23,10 @@ struct TransformerModel {
 
   struct Cache {
     DropoutState dropout;
+    bool recompute = false;  // keep less, and compute it again in backward (layer_caches.hpp); set by the caller
     Tensor<Token, 2> tokens;
     std::vector<Tensor<T, 3>> hidden;  // h₀ … h_L
-    std::vector<typename TransformerLayer<T>::Cache> layers;
+    LayerCaches<typename TransformerLayer<T>::Cache> layers;
     typename Ends::Cache ends;
     // Scratch: the first is forward's and backward's, the second is backward's.
     mutable typename TransformerLayer<T>::Scratch scratch;
@@ -56,23 +57,26 @@ struct TransformerModel {
     require_length("TransformerModel::forward", tokens.dimension(1));
     ensure_shape(cache.tokens, shape_of(tokens));
     std::copy_n(tokens.data(), tokens.size(), cache.tokens.data());
-    cache.layers.resize(layers.size());
+    cache.layers.prepare(layers.size(), cache.recompute);
     cache.hidden.resize(layers.size() + 1);
     ends.embed(tokens, /*first_position=*/0, cache.hidden[0]);
     dropout<T>(config.dropout, cache.dropout, 0, rows(cache.hidden[0]));
     for (std::size_t l = 0; l < layers.size(); ++l)
       layers[l].forward(view(std::as_const(cache.hidden[l])), cache.dropout, stream_of(l), cache.hidden[l + 1],
-                        cache.layers[l], cache.scratch);
+                        cache.layers.fill(l), cache.scratch);
     ends.head(view(std::as_const(cache.hidden.back())), logits, cache.ends);
   }
 
   void backward(ConstTensorView<T, 3> dlogits, const Cache& cache, TransformerModel& grad) const {
-    require(cache.layers.size() == layers.size(), "TransformerModel::backward", "layers in the cache", layers.size(),
-            cache.layers.size());
+    require(cache.hidden.size() == layers.size() + 1, "TransformerModel::backward", "layers in the cache",
+            layers.size() + 1, cache.hidden.size());
     ends.head_backward(dlogits, view(cache.hidden.back()), cache.ends, cache.dhidden, grad.ends);
-    for (std::size_t l = layers.size(); l-- > 0;)
-      layers[l].backward(view(cache.hidden[l]), cache.dropout, stream_of(l), cache.layers[l], cache.dhidden,
-                         cache.scratch, grad.layers[l]);
+    for (std::size_t l = layers.size(); l-- > 0;) {
+      const auto h = view(cache.hidden[l]);
+      const auto& filled = cache.layers.filled(
+          l, 0, [&](auto& again) { layers[l].fill(h, cache.dropout, stream_of(l), again, cache.scratch); });
+      layers[l].backward(h, cache.dropout, stream_of(l), filled, cache.dhidden, cache.scratch, grad.layers[l]);
+    }
     dropout<T>(config.dropout, cache.dropout, 0, rows(cache.dhidden));
     ends.embed_backward(view(std::as_const(cache.dhidden)), view(cache.tokens), grad.ends);
   }

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "rbar/attention/multi_head_attention.hpp"
+#include "rbar/model/layer_caches.hpp"
 #include "rbar/model/transformer_config.hpp"
 #include "rbar/nn/dropout.hpp"
 #include "rbar/nn/feed_forward.hpp"
@@ -52,6 +53,11 @@ struct TransformerLayer {
     typename MultiHeadAttention<T>::Cache attention;  // keeps norm₁ h
     typename AnyFeedForward<T>::Cache feed_forward;
     Tensor<T, 3> middle, normed;  // m and norm₂ m
+
+    void swap_scratch(const Cache& other) const {
+      attention.swap_scratch(other.attention);
+      rbar::swap_scratch(feed_forward, other.feed_forward);
+    }
   };
   struct State {
     typename MultiHeadAttention<T>::State attention;
@@ -80,18 +86,18 @@ struct TransformerLayer {
   // The two branches draw from the dropout streams `stream` and `stream + 1`.
   void forward(ConstTensorView<T, 3> h, const DropoutState& dropout, std::uint64_t stream, Tensor<T, 3>& out,
                Cache& cache, Scratch& scratch) const {
-    ensure_shape(scratch.normed, shape_of(h));
-    ensure_shape(scratch.branch, shape_of(h));
-    ensure_shape(cache.middle, shape_of(h));
-    ensure_shape(cache.normed, shape_of(h));
     ensure_shape(out, shape_of(h));
-    norm1.forward(rows(h), rows(scratch.normed), cache.norm1);
-    attention.forward(view(std::as_const(scratch.normed)), scratch.branch, cache.attention);
-    add_with_dropout<T>(dropout_rate, dropout, stream, rows(h), branch_rows(scratch), rows(cache.middle));
-    norm2.forward(rows(std::as_const(cache.middle)), rows(cache.normed), cache.norm2);
+    to_feed_forward(h, dropout, stream, cache, scratch);
     feed_forward.forward(rows(std::as_const(cache.normed)), rows(scratch.branch), cache.feed_forward);
     add_with_dropout<T>(dropout_rate, dropout, stream + 1, rows(std::as_const(cache.middle)), branch_rows(scratch),
                         rows(out));
+  }
+
+  // The cache that forward leaves, without its output.
+  void fill(ConstTensorView<T, 3> h, const DropoutState& dropout, std::uint64_t stream, Cache& cache,
+            Scratch& scratch) const {
+    to_feed_forward(h, dropout, stream, cache, scratch);
+    feed_forward.fill(rows(std::as_const(cache.normed)), cache.feed_forward);
   }
 
   // dh: on entry the gradient of the output, on return that of h. The identity path needs no work.
@@ -129,6 +135,18 @@ struct TransformerLayer {
   }
 
  private:
+  void to_feed_forward(ConstTensorView<T, 3> h, const DropoutState& dropout, std::uint64_t stream, Cache& cache,
+                       Scratch& scratch) const {
+    ensure_shape(scratch.normed, shape_of(h));
+    ensure_shape(scratch.branch, shape_of(h));
+    ensure_shape(cache.middle, shape_of(h));
+    ensure_shape(cache.normed, shape_of(h));
+    norm1.forward(rows(h), rows(scratch.normed), cache.norm1);
+    attention.forward(view(std::as_const(scratch.normed)), scratch.branch, cache.attention);
+    add_with_dropout<T>(dropout_rate, dropout, stream, rows(h), branch_rows(scratch), rows(cache.middle));
+    norm2.forward(rows(std::as_const(cache.middle)), rows(cache.normed), cache.norm2);
+  }
+
   static ConstMatrixView<T> branch_rows(const Scratch& scratch) { return rows(scratch.branch); }
 
   // dh through the branch's mask; dh itself where nothing was dropped.

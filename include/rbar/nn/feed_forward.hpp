@@ -16,9 +16,14 @@ struct FeedForward {
   using Scalar = T;
   // Buffers keep room for the most rows seen: the rows of a call are the first ones.
   struct Cache {
-    Index rows = 0;                  // N
-    Tensor<T, 2> hidden, activated;  // [N, F], before and after f
-    mutable Tensor<T, 2> dhidden;    // [N, F], scratch of backward
+    Index rows = 0;                           // N
+    Tensor<T, 2> hidden;                      // [N, F] before f
+    mutable Tensor<T, 2> activated, dhidden;  // [N, F] scratch: f(hidden), cheaper to compute again than to keep
+
+    void swap_scratch(const Cache& other) const {
+      std::swap(activated, other.activated);
+      std::swap(dhidden, other.dhidden);
+    }
   };
 
   Linear<T> up, down;  // [F, D], [D, F]
@@ -29,13 +34,15 @@ struct FeedForward {
       : up(dim, hidden, bias, rng), down(hidden, dim, bias, rng), activation(activation_) {}
 
   void forward(ConstMatrixView<T> x, MatrixView<T> y, Cache& cache) const {
+    fill(x, cache);
+    down.forward(activated(cache), y);
+  }
+
+  // The cache that forward leaves, without its output.
+  void fill(ConstMatrixView<T> x, Cache& cache) const {
     cache.rows = x.rows();
     ensure_rows(cache.hidden, x.rows(), up.out());
-    ensure_rows(cache.activated, x.rows(), up.out());
-    const MatrixView<T> hidden = top_rows(cache.hidden, x.rows()), activated = top_rows(cache.activated, x.rows());
-    up.forward(x, hidden);
-    activation_forward<T>(activation, as_const(hidden), activated);
-    down.forward(as_const(activated), y);
+    up.forward(x, top_rows(cache.hidden, x.rows()));
   }
 
   void backward(ConstMatrixView<T> dy, ConstMatrixView<T> x, const Cache& cache, MatrixView<T> dx, FeedForward& grad,
@@ -43,7 +50,7 @@ struct FeedForward {
     require(cache.rows == x.rows(), "FeedForward::backward", "rows of the cache", x.rows(), cache.rows);
     ensure_rows(cache.dhidden, x.rows(), up.out());
     const MatrixView<T> dhidden = top_rows(cache.dhidden, x.rows());
-    down.backward(dy, top_rows(cache.activated, x.rows()), dhidden, grad.down);
+    down.backward(dy, activated(cache), dhidden, grad.down);
     activation_backward<T>(activation, as_const(dhidden), top_rows(cache.hidden, x.rows()), dhidden);
     up.backward(as_const(dhidden), x, dx, grad.up, accumulate_dx);
   }
@@ -51,6 +58,14 @@ struct FeedForward {
   void parameters(auto&& visit) {
     visit_layer(visit, "up", up);
     visit_layer(visit, "down", down);
+  }
+
+ private:
+  ConstMatrixView<T> activated(const Cache& cache) const {
+    ensure_rows(cache.activated, cache.rows, up.out());
+    const MatrixView<T> result = top_rows(cache.activated, cache.rows);
+    activation_forward<T>(activation, top_rows(cache.hidden, cache.rows), result);
+    return as_const(result);
   }
 };
 
@@ -60,8 +75,15 @@ template <class T>
 struct SwiGLU {
   using Scalar = T;
   struct Cache {
-    Tensor<T, 2> gate, up, product;   // [N, F]: W_gate x, W_up x, silu(gate)∘up
-    mutable Tensor<T, 2> dgate, dup;  // [N, F], scratch of backward
+    Tensor<T, 2> gate, up;  // [N, F] W_gate x, W_up x
+    // [N, F] scratch: silu(gate)∘up, cheaper to compute again than to keep, and gradients.
+    mutable Tensor<T, 2> product, dgate, dup;
+
+    void swap_scratch(const Cache& other) const {
+      std::swap(product, other.product);
+      std::swap(dgate, other.dgate);
+      std::swap(dup, other.dup);
+    }
   };
 
   Linear<T> gate, up, down;  // [F, D], [F, D], [D, F]
@@ -72,17 +94,17 @@ struct SwiGLU {
       : gate(in, hidden, bias, rng), up(in, hidden, bias, rng), down(hidden, out, bias, rng) {}
 
   void forward(ConstMatrixView<T> x, MatrixView<T> y, Cache& cache) const {
+    fill(x, cache);
+    down.forward(product(cache), y);
+  }
+
+  // The cache that forward leaves, without its output.
+  void fill(ConstMatrixView<T> x, Cache& cache) const {
     const Shape<2> hidden{x.rows(), up.out()};
     ensure_shape(cache.gate, hidden);
     ensure_shape(cache.up, hidden);
-    ensure_shape(cache.product, hidden);
     gate.forward(x, rows(cache.gate));
     up.forward(x, rows(cache.up));
-    detail::for_each_register<T>(cache.gate.size(), [&](Index i, Index count) {
-      const auto gated = detail::activate<Activation::silu, T>(detail::load_some(cache.gate.data() + i, count)).value;
-      detail::store_some(cache.product.data() + i, gated * detail::load_some(cache.up.data() + i, count), count);
-    });
-    down.forward(rows(std::as_const(cache.product)), y);
   }
 
   void backward(ConstMatrixView<T> dy, ConstMatrixView<T> x, const Cache& cache, MatrixView<T> dx, SwiGLU& grad,
@@ -90,7 +112,7 @@ struct SwiGLU {
     require_shape("SwiGLU::backward", "cache", cache.gate, {x.rows(), up.out()});
     ensure_shape(cache.dgate, shape_of(cache.gate));
     ensure_shape(cache.dup, shape_of(cache.up));
-    down.backward(dy, rows(cache.product), rows(cache.dup), grad.down);  // d(product), split below
+    down.backward(dy, product(cache), rows(cache.dup), grad.down);  // d(product), split below
     detail::for_each_register<T>(cache.gate.size(), [&](Index i, Index count) {
       const auto silu = detail::activate<Activation::silu, T>(detail::load_some(cache.gate.data() + i, count));
       const auto dproduct = detail::load_some(cache.dup.data() + i, count);
@@ -106,6 +128,16 @@ struct SwiGLU {
     visit_layer(visit, "gate", gate);
     visit_layer(visit, "up", up);
     visit_layer(visit, "down", down);
+  }
+
+ private:
+  ConstMatrixView<T> product(const Cache& cache) const {
+    ensure_shape(cache.product, shape_of(cache.gate));
+    detail::for_each_register<T>(cache.gate.size(), [&](Index i, Index count) {
+      const auto gated = detail::activate<Activation::silu, T>(detail::load_some(cache.gate.data() + i, count)).value;
+      detail::store_some(cache.product.data() + i, gated * detail::load_some(cache.up.data() + i, count), count);
+    });
+    return rows(std::as_const(cache.product));
   }
 };
 

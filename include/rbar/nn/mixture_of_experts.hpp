@@ -63,10 +63,17 @@ struct MixtureOfExperts {
     Tensor<T, 2> probability;               // [N, E]
     Tensor<T, 2> weight;                    // [N, k]
     Tensor<T, 2> packed_x, packed_y;        // [N·k, D]
-    Tensor<T, 2> hidden, activated;         // [N·k, F]
-    mutable Tensor<T, 2> dlogits;           // [N, E], scratch of backward, as are the next
+    Tensor<T, 2> hidden;                    // [N·k, F] before f
+    mutable Tensor<T, 2> activated;         // [N·k, F] f(hidden): scratch, as are the next
+    mutable Tensor<T, 2> dlogits;           // [N, E]
     mutable Tensor<T, 2> dpacked, dhidden;  // [N·k, D], [N·k, F]
     mutable std::vector<T> dprobability;    // [E]
+
+    void swap_scratch(const Cache& other) const {
+      std::swap(activated, other.activated);
+      std::swap(dpacked, other.dpacked);
+      std::swap(dhidden, other.dhidden);
+    }
 
     Index load(Index expert) const {  // tokens that the expert was given
       return offsets[static_cast<std::size_t>(expert + 1)] - offsets[static_cast<std::size_t>(expert)];
@@ -86,24 +93,27 @@ struct MixtureOfExperts {
   }
 
   void forward(ConstMatrixView<T> x, MatrixView<T> y, Cache& cache) const {
-    require_shape("MixtureOfExperts::forward", "x", x, {-1, config.d_model});
     require_shape("MixtureOfExperts::forward", "y", y, {x.rows(), config.d_model});
+    fill(x, cache);
+    combine(cache, cache.packed_y, cache.weight.data(), y, /*accumulate=*/false);
+  }
+
+  // The cache that forward leaves, without its output.
+  void fill(ConstMatrixView<T> x, Cache& cache) const {
+    require_shape("MixtureOfExperts::forward", "x", x, {-1, config.d_model});
     choose(x, cache);
     pack(x, cache);
     const Index choices = x.rows() * config.top_k;
     ensure_rows(cache.hidden, choices, config.d_ff);
-    ensure_rows(cache.activated, choices, config.d_ff);
     ensure_rows(cache.packed_y, choices, config.d_model);
     for_each_expert(cache, [&](Index e, Index first, Index count) {
       expert(e).up.forward(packed(std::as_const(cache.packed_x), first, count), packed(cache.hidden, first, count));
     });
-    activation_forward<T>(config.activation, top_rows(std::as_const(cache.hidden), choices),
-                          top_rows(cache.activated, choices));
+    activate(cache, choices);
     for_each_expert(cache, [&](Index e, Index first, Index count) {
       expert(e).down.forward(packed(std::as_const(cache.activated), first, count),
                              packed(cache.packed_y, first, count));
     });
-    combine(cache, cache.packed_y, cache.weight.data(), y, /*accumulate=*/false);
   }
 
   // Includes the gradient of the auxiliary loss. An empty dx is skipped.
@@ -118,9 +128,11 @@ struct MixtureOfExperts {
     gate_backward(dy, cache);
     gate.backward(top_rows(std::as_const(cache.dlogits), cache.tokens), x, dx, grad.gate, accumulate_dx);
 
+    activate(cache, choices);
     for_each_expert(cache, [&](Index e, Index first, Index count) {
-      expert(e).down.backward(packed(std::as_const(cache.dpacked), first, count), packed(cache.activated, first, count),
-                              packed(cache.dhidden, first, count), grad.expert(e).down);
+      expert(e).down.backward(packed(std::as_const(cache.dpacked), first, count),
+                              packed(std::as_const(cache.activated), first, count), packed(cache.dhidden, first, count),
+                              grad.expert(e).down);
     });
     const MatrixView<T> dhidden = top_rows(cache.dhidden, choices);
     activation_backward<T>(config.activation, as_const(dhidden), top_rows(cache.hidden, choices), dhidden);
@@ -148,6 +160,11 @@ struct MixtureOfExperts {
   }
   static ConstMatrixView<T> packed(const Tensor<T, 2>& buffer, Index first, Index count) {
     return ConstMatrixView<T>(buffer.data() + first * buffer.dimension(1), count, buffer.dimension(1));
+  }
+
+  void activate(const Cache& cache, Index choices) const {
+    ensure_rows(cache.activated, choices, config.d_ff);
+    activation_forward<T>(config.activation, top_rows(cache.hidden, choices), top_rows(cache.activated, choices));
   }
 
   // body(e, first packed row, rows) for the experts that were chosen at all.

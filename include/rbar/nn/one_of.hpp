@@ -32,6 +32,16 @@ struct OneOf {
         },
         layer);
   }
+  // The cache that forward leaves, without its output.
+  void fill(ConstMatrixView<T> x, Cache& cache) const {
+    std::visit(
+        [&]<class Chosen>(const Chosen& chosen) {
+          using ChosenCache = typename Chosen::Cache;
+          if (!std::holds_alternative<ChosenCache>(cache)) cache.template emplace<ChosenCache>();
+          chosen.fill(x, std::get<ChosenCache>(cache));
+        },
+        layer);
+  }
   void backward(ConstMatrixView<T> dy, ConstMatrixView<T> x, const Cache& cache, MatrixView<T> dx, OneOf& grad,
                 bool accumulate_dx = false) const {
     std::visit(

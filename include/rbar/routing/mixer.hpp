@@ -57,6 +57,11 @@ struct CoherenceMixer {
     Tensor<T, 2> blended;                    // [N, D] b
     mutable Tensor<T, 2> dblend, dproposal;  // [N, D] scratch of backward
     mutable Tensor<T, 1> dgate;              // [N] scratch of backward
+
+    void swap_scratch(const Cache& other) const {
+      std::swap(dblend, other.dblend);
+      std::swap(dproposal, other.dproposal);
+    }
   };
   // Streaming (causal): the last token seen.
   struct State {

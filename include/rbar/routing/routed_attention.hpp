@@ -57,6 +57,12 @@ struct RoutedAttention {
     typename CoherenceMixer<T>::Cache mixer;
     mutable Tensor<T, 2> packed;   // [B·T, D] attended or mixed rows, or their gradients
     mutable Tensor<T, 2> dscores;  // [B, T] scratch of backward
+
+    void swap_scratch(const Cache& other) const {
+      attention.swap_scratch(other.attention);
+      mixer.swap_scratch(other.mixer);
+      std::swap(packed, other.packed);
+    }
   };
   struct State {
     typename AdaptiveCoherentRouter<T>::State router;  // decision and stats of the last call

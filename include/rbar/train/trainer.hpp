@@ -27,6 +27,9 @@ struct TrainingConfig {
   std::uint64_t seed = 1;  // of the windows and of dropout
   AdamWConfig optimizer = {};
   ScheduleConfig schedule = {};
+  // Keep what goes into each layer, not what it computes, and compute that again in the backward pass: a fraction of
+  // the memory for about a third more time, and the same bits. Hence no field: a run may go on either way.
+  bool recompute = false;
 
   template <class V>
   void fields(V&& v) {
@@ -89,6 +92,10 @@ class Trainer {
   Trainer(M& model, const TrainingConfig& config)
       : model_(model), config_(config), gradient_(zeros_like(model)), parameters_(model_), gradients_(gradient_) {
     config_.validate();
+    if constexpr (requires { cache_.recompute; })
+      cache_.recompute = config_.recompute;
+    else
+      require(!config_.recompute, "Trainer", "recompute", "false, for a model that cannot", true);
     state.windows.seed = config_.seed;
     state.optimizer = AdamW<Scalar>(config_.optimizer);
     state.optimizer.allocate(parameters_.size());
