@@ -7,6 +7,8 @@
 #pragma once
 
 #include "rbar/core/parallel.hpp"
+#include "rbar/simd/gemm_blocking.hpp"
+#include "rbar/simd/gemm_few_rows.hpp"
 #include "rbar/simd/gemm_kernel.hpp"
 #include "rbar/simd/gemm_pack.hpp"
 #include "rbar/simd/scratch.hpp"
@@ -17,15 +19,13 @@ namespace rbar::simd {
 
 namespace detail {
 
-constexpr Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
-
 // Slices of B, packed: at most 2 × 512 KiB, kept by the calling thread.
 struct PackedSlices {};
 
 // How one problem is cut. A slice of B is depth × columns; a chunk of C is rows × columns.
 template <class T>
 struct GemmBlocking {
-  static constexpr Index max_depth = 1024 / static_cast<Index>(sizeof(T));
+  static constexpr Index max_depth = gemm_max_depth<T>;
   static constexpr Index max_columns = divide_up(512, gemm_columns<T>) * gemm_columns<T>;
   static constexpr Index max_rows = 128;
   static constexpr Index min_work = Index{1} << 19;  // multiply-adds that pay for a hand-over to another thread
@@ -33,53 +33,13 @@ struct GemmBlocking {
   Index depth, columns, rows;
 
   GemmBlocking(Index m, Index n, Index k) {
-    const auto even = [](Index size, Index most, Index multiple) {
-      return divide_up(divide_up(size, divide_up(size, most)), multiple) * multiple;
-    };
-    depth = even(k, max_depth, 1);
-    columns = even(n, max_columns, gemm_columns<T>);
-    rows = even(m, max_rows, gemm_rows);
+    depth = gemm_depth<T>(k);
+    columns = even_part(n, max_columns, gemm_columns<T>);
+    rows = even_part(m, max_rows, gemm_rows);
     while (rows > 2 * gemm_rows && divide_up(m, rows) < 16 && rows * columns * depth >= 2 * min_work)
-      rows = even(rows, divide_up(rows, 2), gemm_rows);
+      rows = even_part(rows, divide_up(rows, 2), gemm_rows);
   }
 };
-
-}  // namespace detail
-
-namespace detail {
-
-constexpr Index gemm_few_rows = 2 * gemm_rows;
-
-// Up to gemm_few_rows rows, bound by reading B: each panel of it is packed on the stack and multiplied at once.
-template <class T>
-void few_rows_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k, const T* a, Index lda, const T* b,
-                   Index ldb, T* c, Index ldc, bool accumulate) {
-  using Blocking = GemmBlocking<T>;
-  constexpr Index width_a = gemm_rows, width_b = gemm_columns<T>;
-  const Index depth_step = Blocking(m, n, k).depth;
-  const Index chunk = divide_up(std::max<Index>(Blocking::min_work / (2 * m * k), 1), width_b) * width_b;
-  parallel_for(divide_up(n, chunk), 1, [&](Index number, Index) {
-    alignas(64) T packed_a[gemm_few_rows * Blocking::max_depth];
-    alignas(64) T packed_b[width_b * Blocking::max_depth];
-    const Index begin = number * chunk, end = std::min(n, begin + chunk);
-    for (Index inner = 0; inner < k; inner += depth_step) {
-      const Index depth = std::min(depth_step, k - inner);
-      pack_panels<width_a>(!transpose_a, a + (transpose_a ? inner * lda : inner), lda, m, depth, packed_a);
-      for (Index j = begin; j < end; j += width_b) {
-        const Index columns = std::min(width_b, end - j);
-        const T* panel = b + (transpose_b ? j * ldb + inner : inner * ldb + j);
-        Index step = ldb;
-        if (transpose_b || columns < width_b) {
-          pack_panels<width_b>(transpose_b, panel, ldb, columns, depth, packed_b);
-          panel = packed_b, step = width_b;
-        }
-        for (Index i = 0; i < m; i += width_a)
-          multiply_panels(depth, packed_a + i * depth, panel, step, c + i * ldc + j, ldc, std::min(width_a, m - i),
-                          columns, accumulate || inner > 0);
-      }
-    }
-  });
-}
 
 }  // namespace detail
 

@@ -1,0 +1,24 @@
+// How a matrix product is cut into pieces. The inner dimension is cut by its own length alone, so that an element of C
+// is summed in the same order whatever the shape of the product around it.
+#pragma once
+
+#include "rbar/simd/batch.hpp"
+
+namespace rbar::simd::detail {
+
+constexpr Index divide_up(Index a, Index b) { return (a + b - 1) / b; }
+
+// The parts of an even cut of `size` into the fewest parts of at most `most`, rounded up to `multiple`.
+constexpr Index even_part(Index size, Index most, Index multiple) {
+  return divide_up(divide_up(size, divide_up(size, most)), multiple) * multiple;
+}
+
+// A slice of the inner dimension. C is read and written once for each: short slices cost time, long ones cache.
+template <class T>
+inline constexpr Index gemm_max_depth = 1024 / static_cast<Index>(sizeof(T));
+template <class T>
+constexpr Index gemm_depth(Index k) {
+  return even_part(k, gemm_max_depth<T>, lanes<T>);
+}
+
+}  // namespace rbar::simd::detail
