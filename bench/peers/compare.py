@@ -4,9 +4,10 @@
     python3 bench/peers/compare.py --bench build/release/bench --csv peers.csv --svg peers.svg
 
 A row is one of rbar's programs (time_*.cpp: what the row computes stands there) against one way to compute the same
-with a peer (torch_rows.py). Both sides run as one process each a number of threads, read the same inputs and must
-agree on the outputs, gradients and losses before they are timed (`diff`: of the largest number); then they take turns
-(rbar, peer, rbar, peer ...), so that a change of the clock or of the load meets both, and medians count.
+with a peer (torch_layers.py, torch_models.py). Both sides run as one process each a number of threads, read the same
+inputs and must agree on the outputs, gradients and losses before they are timed (`diff`: of the largest number); then
+they take turns (rbar, peer, rbar, peer ...), so that a change of the clock or of the load meets both, and medians
+count.
 
 `peak` is a side's share of the FMA peak that rbar's program measures between its runs, over the floating-point
 operations that the row needs: what a peer computes beyond that counts as time only. A row's target is a ratio of 1;
@@ -120,7 +121,12 @@ def prepare(ours, torch, row):
 def time_row(ours, peers, arguments):
     """Median seconds of rbar and of each peer, and the largest FMA peak met."""
     begin, seconds, peak = time.monotonic(), [[] for _ in range(len(peers) + 1)], 0.0
-    while len(seconds[0]) < 3 or (len(seconds[0]) < 15 and time.monotonic() - begin < arguments.seconds):
+
+    def enough(turns, elapsed):
+        """Three turns at least, but only two of those that take seconds."""
+        return turns >= 2 and elapsed > 5 or turns >= 3 and elapsed > arguments.seconds or turns >= 15
+
+    while not enough(len(seconds[0]), time.monotonic() - begin):
         for i, (side, way) in enumerate([(ours, "rbar")] + [(side, way) for _, side, way, _ in peers]):
             answer = side.ask("time", way, arguments.slice)
             seconds[i].append(answer["seconds"])
@@ -183,7 +189,7 @@ def main():
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, min(2, cores), cores}))
     parser.add_argument("--filter", default="", help="only rows that match this regular expression")
     parser.add_argument("--row", nargs="+", help="these rows instead, such as 'sheaf 8192 1' (time_*.cpp)")
-    parser.add_argument("--seconds", type=float, default=2.5, help="about how long a row goes on")
+    parser.add_argument("--seconds", type=float, default=1.5, help="about how long a row goes on")
     parser.add_argument("--slice", type=float, default=0.1, help="how long one side's turn is, at least one run")
     parser.add_argument("--csv", help="write every row here")
     parser.add_argument("--svg", help="draw the ratios here")

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes the safetensors file that tests/golden/test_ssm_golden.cpp reads: a small Mamba block's inputs, parameters,
-output and gradients by the published equations in PyTorch (torch_rows.py), computed in double.
+output and gradients by the published equations in PyTorch (torch_layers.py), computed in double.
 
     python3 bench/peers/ssm_golden.py tests/golden/selective_ssm.safetensors
 """
@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from torch_rows import SSM_STATES, ssm_block, ssm_shapes
+from torch_layers import SSM_STATES, ssm_block, ssm_shapes
 
 BATCH, TOKENS, D_MODEL = 2, 37, 11
 
@@ -39,7 +39,8 @@ def write_safetensors(path, tensors):
     header, data = {}, b""
     for name, tensor in tensors.items():
         values = array.array("f", tensor.reshape(-1).tolist()).tobytes()
-        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [len(data), len(data) + len(values)]}
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape),
+                        "data_offsets": [len(data), len(data) + len(values)]}
         data += values
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
