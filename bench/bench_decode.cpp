@@ -1,0 +1,174 @@
+// Decoding and short passes of whole models against their floors, measured in the same moments.
+//   decode   one token for each of `batch` sequences after `context` tokens: every weight is read once, so the floor is
+//            the time to read them all, by as many threads (plus 2 FLOPs a weight and token beyond the first, where
+//            those take longer). `over_floor` is our time over it; `speedup`, with threads, over one thread.
+//   prefill  a prompt of `context` tokens of which only the last one's logits are wanted, and
+//   forward  all logits of a short sequence: `peak_share` of the FMA peak, `over_floor` its inverse.
+#include "rbar/model/pma_lm.hpp"
+#include "support.hpp"
+#include "training_step.hpp"
+
+namespace {
+
+using namespace rbar;
+using Standard = TransformerModel<float>;
+using PMA = PhaseModulatedAttentionLM<float>;
+
+// GPT-2's smallest: 124 M parameters, as many as the other model has.
+TransformerConfig standard_config() { return TransformerConfig::gpt2_style(50257, 768, 12, 12, 1024); }
+
+template <class Model>
+const Model& large_model() {
+  static const Model model = [] {
+    Rng rng(1);
+    if constexpr (std::is_same_v<Model, Standard>)
+      return Model(standard_config(), rng);
+    else
+      return Model(PMAConfig::create_130m_config(), rng);
+  }();
+  return model;
+}
+
+Tensor<Token, 2> some_tokens(Index batch, Index length) {
+  Rng rng(2);
+  Tensor<Token, 2> tokens(batch, length);
+  for (Token& token : elements(tokens)) token = static_cast<Token>(rng.below(256));
+  return tokens;
+}
+
+// What one token of every sequence reads: all matrices, and of the tables of tokens and positions next to nothing.
+template <class Model>
+std::vector<ParameterRef<const float>> weights_read(const Model& model) {
+  auto list = parameters_of(model);
+  std::erase_if(list, [&](const auto& parameter) {
+    const bool table = parameter.name.find("embedding") != std::string::npos;
+    return table && !(model.config.tie_embeddings && parameter.name.starts_with("token"));
+  });
+  return list;
+}
+
+// Reads memory as fast as the threads can: several streams each, and nothing but additions.
+float read_all(const std::vector<ParameterRef<const float>>& list) {
+  constexpr Index chunk = Index{1} << 18, streams = 4, part = chunk / streams;
+  float total = 0;
+  for (const auto& parameter : list) {
+    parallel_for(parameter.size / chunk, 1, [&](Index number, Index) {
+      const float* data = parameter.data + number * chunk;
+      simd::Batch<float> sum[streams];
+      for (auto& s : sum) s = simd::zero<float>();
+      for (Index i = 0; i < part; i += simd::lanes<float>)
+        for (Index s = 0; s < streams; ++s) sum[s] = sum[s] + simd::load(data + s * part + i);
+      float value = simd::reduce_add(sum[0] + sum[1] + sum[2] + sum[3]);
+      benchmark::DoNotOptimize(value);
+    });
+    for (Index i = parameter.size / chunk * chunk; i < parameter.size; ++i) total += parameter.data[i];
+  }
+  return total;
+}
+
+double seconds(const auto& body) {
+  const double start = bench::now();
+  body();
+  return bench::now() - start;
+}
+
+template <class Model>
+void decode(benchmark::State& state) {
+  const Index batch = state.range(0), context = state.range(1);
+  const int threads = num_threads();
+  const Model& model = large_model<Model>();
+  const auto list = weights_read(model);
+  double weights = 0;
+  for (const auto& parameter : list) weights += static_cast<double>(parameter.size);
+  const Tensor<Token, 2> prompt = some_tokens(batch, context), next = some_tokens(batch, 1);
+  typename Model::State stream;
+  Tensor<float, 3> logits;
+  for (Index t = 0; t < context; t += 64) {  // in pieces, whose logits are small
+    const Tensor<Token, 2> piece = some_tokens(batch, std::min<Index>(64, context - t));
+    model.step(view(piece), logits, stream);
+  }
+  const auto step = [&] { model.step(view(next), logits, stream); };
+  step();
+  // Reading and decoding in turns.
+  std::vector<double> over_floor, times, bandwidths, speedups;
+  for (auto _ : state) {
+    const double reading = seconds([&] { benchmark::DoNotOptimize(read_all(list)); });
+    const double computing = 2.0 * weights * static_cast<double>(batch) / bench::fma_peak(1);
+    const double ours = seconds(step);
+    times.push_back(ours);
+    bandwidths.push_back(4.0 * weights / reading);
+    over_floor.push_back(ours / std::max(reading, computing));
+    if (threads > 1) {
+      set_num_threads(1);
+      speedups.push_back(seconds(step) / ours);
+      set_num_threads(threads);
+    }
+    state.SetIterationTime(ours);
+  }
+  state.counters["tokens/s"] = static_cast<double>(batch) / bench::median(times);
+  state.counters["over_floor"] = bench::median(over_floor);
+  state.counters["read GB/s"] = bench::median(bandwidths) * 1e-9;
+  if (threads > 1) state.counters["speedup"] = bench::median(speedups);
+}
+BENCHMARK_TEMPLATE(decode, Standard)
+    ->ArgNames({"batch", "context"})
+    ->ArgsProduct({{1, 4, 16}, {128}})
+    ->Args({1, 896})
+    ->UseManualTime()
+    ->Iterations(15)
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_TEMPLATE(decode, PMA)
+    ->ArgNames({"batch", "context"})
+    ->ArgsProduct({{1, 4, 16}, {128}})
+    ->Args({1, 896})
+    ->UseManualTime()
+    ->Iterations(15)
+    ->Unit(benchmark::kMillisecond);
+
+template <class Model>
+void prefill(benchmark::State& state) {
+  const Index context = state.range(0);
+  const Model& model = large_model<Model>();
+  const Tensor<Token, 2> prompt = some_tokens(1, context);
+  Tensor<float, 3> logits;
+  const double head = 2.0 * static_cast<double>(model.config.vocab_size * model.config.d_model);
+  const double floating = static_cast<double>(context) * (flops(model.config, context) - head) + head;
+  bench::measure(state, {.flops = floating}, [&] {
+    typename Model::State stream;
+    model.step(view(prompt), logits, stream);
+  });
+  state.counters["over_floor"] = 1 / state.counters["peak_share"];
+  state.counters["tokens/s"] = static_cast<double>(context) * state.counters["GFLOP/s"] * 1e9 / floating;
+}
+BENCHMARK_TEMPLATE(prefill, Standard)
+    ->ArgNames({"context"})
+    ->Arg(128)
+    ->Arg(512)
+    ->UseManualTime()
+    ->Iterations(3)
+    ->Unit(benchmark::kMillisecond);
+BENCHMARK_TEMPLATE(prefill, PMA)
+    ->ArgNames({"context"})
+    ->Arg(128)
+    ->Arg(512)
+    ->UseManualTime()
+    ->Iterations(3)
+    ->Unit(benchmark::kMillisecond);
+
+// The 6-layer d = 512 transformer on one sequence, as the peers run it.
+void forward(benchmark::State& state) {
+  const Index length = state.range(0);
+  Rng rng(1);
+  const Standard model(bench::six_layers(length), rng);
+  const Tensor<Token, 2> tokens = some_tokens(1, length);
+  Standard::Cache cache;
+  Tensor<float, 3> logits;
+  bench::measure(state, {.flops = static_cast<double>(length) * flops(model.config, length)},
+                 [&] { model.forward(view(tokens), logits, cache); });
+  state.counters["over_floor"] = 1 / state.counters["peak_share"];
+}
+BENCHMARK(forward)->ArgNames({"length"})->Arg(128)->Arg(512)->Apply(bench::standard);
+
+}  // namespace
+
+int main(int argc, char** argv) { return rbar::bench::run(argc, argv); }
