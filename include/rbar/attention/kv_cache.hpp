@@ -2,6 +2,7 @@
 #pragma once
 
 #include "rbar/attention/heads_view.hpp"
+#include "rbar/core/parallel.hpp"
 #include "rbar/core/tensor.hpp"
 
 #include <algorithm>
@@ -9,20 +10,23 @@
 
 namespace rbar {
 
-// The sequences of a batch may hold different numbers of tokens (a router's keys); each has room for
-// `capacity` behind one another. limit = 0 grows as needed; otherwise one token more is an Error.
+// The sequences of a batch may hold different numbers of tokens (a router's keys); each has room for `capacity` behind
+// one another. A head's keys lie side by side, as the one query that comes reads them: among other heads' every key is
+// a jump, which neither caches nor prefetchers like. limit = 0 grows as needed; otherwise one token more is an Error.
 template <class T>
 struct KeyValueCache {
-  Tensor<T, 3> keys, values;   // [batch, capacity, heads·head_dim]
+  Tensor<T, 4> keys, values;   // [batch, heads, capacity, head_dim]
   Tensor<Index, 2> positions;  // [batch, capacity], absolute
   Tensor<Index, 1> lengths;    // [batch]
   Index limit = 0;
 
   Index batch() const { return keys.dimension(0); }
-  Index capacity() const { return keys.dimension(1); }
+  Index heads() const { return keys.dimension(1); }
+  Index capacity() const { return keys.dimension(2); }
+  Index head_dim() const { return keys.dimension(3); }
 
-  // Room for `additional` tokens more in every sequence. The first call fixes batch and width.
-  void reserve(Index batch_size, Index width, Index additional) {
+  // Room for `additional` tokens more in every sequence. The first call fixes batch, heads and head_dim.
+  void reserve(Index batch_size, Index head_count, Index dim, Index additional) {
     if (keys.size() == 0) {
       ensure_shape(lengths, {batch_size});
       lengths.setZero();
@@ -35,8 +39,8 @@ struct KeyValueCache {
     if (needed <= capacity()) return;
     Index grown = std::max<Index>({needed, 2 * capacity(), 64});
     if (limit > 0) grown = std::min(grown, limit);
-    regrow(keys, batch_size, grown, width);
-    regrow(values, batch_size, grown, width);
+    regrow(keys, {batch_size, head_count, grown, dim});
+    regrow(values, {batch_size, head_count, grown, dim});
     Tensor<Index, 2> old = positions;
     ensure_shape(positions, {batch_size, grown});
     for (Index b = 0; b < old.dimension(0); ++b) std::copy_n(&old(b, 0), lengths(b), &positions(b, 0));
@@ -46,28 +50,40 @@ struct KeyValueCache {
   void reserve_in(Index b, Index additional) {
     Index longest = 0;
     for (const Index length : elements(lengths)) longest = std::max(longest, length);
-    reserve(batch(), keys.dimension(2), std::max<Index>(0, lengths(b) + additional - longest));
+    reserve(batch(), heads(), head_dim(), std::max<Index>(0, lengths(b) + additional - longest));
   }
 
-  // Adds one token to sequence b; room was reserved.
-  void append(Index b, const T* key, const T* value, Index position) {
-    const Index length = lengths(b)++;
-    std::copy_n(key, keys.dimension(2), &keys(b, length, 0));
-    std::copy_n(value, values.dimension(2), &values(b, length, 0));
-    positions(b, length) = position;
+  // Adds tokens to sequence b, rows [count, heads·head_dim] at position_of(row); room was reserved.
+  void append(Index b, ConstMatrixView<T> key_rows, ConstMatrixView<T> value_rows, auto&& position_of) {
+    const Index first = lengths(b), dim = head_dim(), width = heads() * dim;
+    parallel_for(key_rows.rows(), std::max<Index>(1, 32768 / std::max<Index>(1, width)), [&](Index begin, Index end) {
+      for (Index row = begin; row < end; ++row) {
+        positions(b, first + row) = position_of(row);
+        for (Index h = 0; h < heads(); ++h) {
+          std::copy_n(key_rows.data() + row * width + h * dim, dim, &keys(b, h, first + row, 0));
+          std::copy_n(value_rows.data() + row * width + h * dim, dim, &values(b, h, first + row, 0));
+        }
+      }
+    });
+    lengths(b) += key_rows.rows();
   }
 
-  HeadsView<const T> key_view(Index heads) const { return view_of(keys, heads); }
-  HeadsView<const T> value_view(Index heads) const { return view_of(values, heads); }
+  HeadsView<const T> key_view() const { return view_of(keys); }
+  HeadsView<const T> value_view() const { return view_of(values); }
 
  private:
-  void regrow(Tensor<T, 3>& tensor, Index batch_size, Index grown, Index width) const {
-    Tensor<T, 3> larger(batch_size, grown, width);
-    for (Index b = 0; b < tensor.dimension(0); ++b) std::copy_n(&tensor(b, 0, 0), lengths(b) * width, &larger(b, 0, 0));
+  void regrow(Tensor<T, 4>& tensor, const Shape<4>& shape) const {
+    Tensor<T, 4> larger;
+    ensure_shape(larger, shape);
+    for (Index b = 0; b < tensor.dimension(0); ++b)
+      for (Index h = 0; h < tensor.dimension(1); ++h)
+        std::copy_n(&tensor(b, h, 0, 0), lengths(b) * tensor.dimension(3), &larger(b, h, 0, 0));
     tensor = std::move(larger);
   }
-  HeadsView<const T> view_of(const Tensor<T, 3>& tensor, Index heads) const {
-    HeadsView<const T> view = heads_view(tensor, heads);
+  HeadsView<const T> view_of(const Tensor<T, 4>& tensor) const {
+    HeadsView<const T> view = heads_view(tensor.data(), batch(), capacity(), heads(), head_dim(), head_dim());
+    view.head_stride = capacity() * head_dim();
+    view.sequence_stride = heads() * view.head_stride;
     view.row_counts = lengths.data();
     return view;
   }

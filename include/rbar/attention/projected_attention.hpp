@@ -200,7 +200,7 @@ struct AttentionPasses {
     require_stream(operation, x);
     const Index batch = x.dimension(0), tokens = x.dimension(1);
     ensure_shape(y, shape_of(x));
-    state.keys.reserve(batch, key_width(), tokens);
+    state.keys.reserve(batch, config.kv_heads(), config.dim_per_head(), tokens);
     append_all(x, state);
     AttentionMask visible = mask();
     visible.query_offset = state.position;
@@ -218,7 +218,7 @@ struct AttentionPasses {
     require_routed(operation, routed, x.dimension(0), x.dimension(1));
     const Index tokens = x.dimension(1), selected = routed.count();
     require_shape(operation, "y_selected", y_selected, {selected, config.d_model});
-    state.keys.reserve(x.dimension(0), key_width(), tokens);
+    state.keys.reserve(x.dimension(0), config.kv_heads(), config.dim_per_head(), tokens);
     auto& scratch = state.scratch;
     pack(x, routed, state.position, scratch);
     const ConstMatrixView<T> packed = as_const(top_rows(scratch.packed, selected));
@@ -236,7 +236,7 @@ struct AttentionPasses {
   // A fresh stream of `batch` sequences.
   template <class State>
   void open(Index batch, State& state) const {
-    state.keys.reserve(batch, key_width(), 1);
+    state.keys.reserve(batch, config.kv_heads(), config.dim_per_head(), 1);
   }
 
   // Keys and values of the rows [n, d_model] of sequence `batch_entry`, at first_position and the positions after it,
@@ -361,7 +361,8 @@ struct AttentionPasses {
     maps.value.backward(as_const(dvalue), key_rows, dx_key, grad.value, /*accumulate_dx=*/true);
   }
 
-  // Row r belongs to sequence sequence(r), at position(r); the cache has room.
+  // Row r belongs to sequence sequence(r), at position(r); the rows of a sequence follow each other, and the cache has
+  // room.
   template <class State>
   void append(ConstMatrixView<T> x_rows, auto&& sequence, auto&& position, State& state) const {
     const Index count = x_rows.rows();
@@ -372,8 +373,14 @@ struct AttentionPasses {
     Index positions = 0;
     for (Index row = 0; row < count; ++row) positions = std::max(positions, position(row) + 1);
     project_keys(x_rows, positions, position, scratch);
-    for (Index row = 0; row < count; ++row)
-      state.keys.append(sequence(row), &scratch.key(row, 0), &scratch.value(row, 0), position(row));
+    for (Index first = 0, end; first < count; first = end) {
+      for (end = first + 1; end < count && sequence(end) == sequence(first);) ++end;
+      const auto of_sequence = [&](const Tensor<T, 2>& tensor) {
+        return ConstMatrixView<T>(&tensor(first, 0), end - first, key_width());
+      };
+      state.keys.append(sequence(first), of_sequence(scratch.key), of_sequence(scratch.value),
+                        [&](Index row) { return position(first + row); });
+    }
   }
   template <class State>
   void append_all(ConstTensorView<T, 3> x, State& state) const {
@@ -396,8 +403,8 @@ struct AttentionPasses {
     for (Index row = 0; row < count; ++row) positions = std::max(positions, position(row) + 1);
     project_queries(x_rows, positions, position, scratch);
     kernel.attend(visible,
-                  ForwardViews<T>{view(scratch.query), state.keys.key_view(config.kv_heads()),
-                                  state.keys.value_view(config.kv_heads()), view(scratch.attended), nullptr},
+                  ForwardViews<T>{view(scratch.query), state.keys.key_view(), state.keys.value_view(),
+                                  view(scratch.attended), nullptr},
                   state.score);
     maps.out.forward(as_const(top_rows(scratch.attended, count)), y_rows);
   }

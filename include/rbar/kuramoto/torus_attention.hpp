@@ -202,16 +202,17 @@ struct KuramotoAttention {
     require_shape("KuramotoAttention::step", "angles", angles, {-1, -1, config.d_model});
     const Index batch = angles.dimension(0), tokens = angles.dimension(1);
     ensure_shape(moved, shape_of(angles));
-    state.keys.reserve(batch, 2 * config.d_model, tokens);
+    state.keys.reserve(batch, config.n_heads, 2 * config.d_model / config.n_heads, tokens);
     if (tokens == 0) return;
     Cache& scratch = state.scratch;
     prepare(angles, state.position, state.keys.capacity(), scratch);
-    for (Index n = 0; n < batch * tokens; ++n)
-      state.keys.append(n / tokens, row(scratch.key, n), row(scratch.phasors, n), state.position + n % tokens);
-    attend<T>(heads_of(std::as_const(scratch.query), batch, tokens), state.keys.key_view(config.n_heads),
-              state.keys.value_view(config.n_heads), DotProductScore{},
-              CausalMask{state.position - (config.strict ? 1 : 0)}, heads_of(scratch.mean, batch, tokens),
-              static_cast<T*>(nullptr));
+    for (Index b = 0; b < batch; ++b)
+      state.keys.append(b, ConstMatrixView<T>(row(scratch.key, b * tokens), tokens, 2 * config.d_model),
+                        ConstMatrixView<T>(row(scratch.phasors, b * tokens), tokens, 2 * config.d_model),
+                        [&](Index token) { return state.position + token; });
+    attend<T>(heads_of(std::as_const(scratch.query), batch, tokens), state.keys.key_view(), state.keys.value_view(),
+              DotProductScore{}, CausalMask{state.position - (config.strict ? 1 : 0)},
+              heads_of(scratch.mean, batch, tokens), static_cast<T*>(nullptr));
     move(angles, scratch, moved);
     state.position += tokens;
   }
