@@ -1,5 +1,5 @@
 // One training step of a language model on random bytes, for the benchmarks and the peers: forward,
-// cross-entropy, backward, AdamW.
+// cross-entropy, backward, AdamW, and what adapts between steps.
 #pragma once
 
 #include "rbar/core/random.hpp"
@@ -54,6 +54,7 @@ struct TrainingStep {
     const double loss = cross_entropy<float>(view(std::as_const(logits)), view(std::as_const(targets)), &logits);
     model.backward(view(std::as_const(logits)), cache, gradient);
     optimizer.step(parameters, gradients, 3e-4, 1, GradientAfterStep::zero);
+    if constexpr (requires { model.adapt(cache); }) model.adapt(cache);
     return loss;
   }
 };

@@ -1,0 +1,255 @@
+// Speed-up with threads: training steps of --batch sequences of --length tokens, prefill of one sequence of --prompt
+// tokens, and decoding of one token after another behind it, for every language model at d = 512. Prints a table and,
+// with --out PREFIX, writes PREFIX.csv and PREFIX_{training,prefill,decoding}.svg. The FMA peak and the copy bandwidth
+// of as many threads, measured beside, are what the machine itself offers. Every count must give the same bits:
+// exit status 1 where one does not.
+//
+//   --threads 1,2,4,8,16   by default powers of two up to the hardware's threads
+//   --only a,b             models whose name contains a or b      --layers N   --repeats N
+#include "scaling.hpp"
+#include "support.hpp"
+#include "training_step.hpp"
+
+#include "rbar/model/cgt.hpp"
+#include "rbar/model/cort.hpp"
+#include "rbar/model/kuramoto_lm.hpp"
+#include "rbar/model/phasegpt.hpp"
+#include "rbar/model/pma_lm.hpp"
+
+#include <cstring>
+#include <map>
+#include <thread>
+
+namespace {
+
+using namespace rbar;
+using bench::now;
+using bench::Options;
+
+enum class Task { training, prefill, decoding };
+constexpr Task all_tasks[] = {Task::training, Task::prefill, Task::decoding};
+constexpr const char* name_of(Task task) {
+  constexpr const char* names[] = {"training", "prefill", "decoding"};
+  return names[static_cast<int>(task)];
+}
+
+struct Timing {
+  std::string model;
+  Task task;
+  int threads;
+  double tokens, seconds;  // best of the repeats
+  std::uint64_t digest;    // of all numbers that came out
+  double speedup = 1;      // over the first count of threads
+  bool same_bits = true;   // as there
+};
+struct Machine {
+  int threads;
+  double peak, bandwidth;
+};
+
+// FNV-1a over 4-byte words.
+struct Digest {
+  std::uint64_t value = 14695981039346656037u;
+  void add(std::span<const float> numbers) {
+    for (const float number : numbers) {
+      std::uint32_t word;
+      std::memcpy(&word, &number, sizeof word);
+      value = (value ^ word) * 1099511628211u;
+    }
+  }
+};
+
+template <class Model>
+struct Workload {
+  const Options& options;
+  std::string name;
+  typename Model::Config config;
+  std::vector<Timing>& timings;
+
+  void run(int threads) {
+    set_num_threads(threads);
+    const Index batch = options.count("batch"), length = options.count("length");
+    bench::TrainingStep<Model> step(config, batch, length);
+    Digest digest;
+    const auto loss = static_cast<float>(step());
+    digest.add({&loss, 1});
+    for (const auto& part : step.parameters.parts()) digest.add(part.values());
+    record(Task::training, batch * length, repeated([&] { step(); }), digest);
+    stream(step.model);
+  }
+
+ private:
+  void stream(const Model& model) {
+    const Index prompt_length = options.count("prompt");
+    Tensor<Token, 2> prompt(1, prompt_length), next(1, 1);
+    Rng rng(3);
+    for (Token& token : elements(prompt)) token = static_cast<Token>(rng.below(256));
+    typename Model::State state;
+    Tensor<float, 3> logits;
+    const auto prefill = [&] {
+      state = {};
+      model.step(view(std::as_const(prompt)), logits, state);
+    };
+    prefill();
+    Digest digest;
+    digest.add(elements(std::as_const(logits)));
+    record(Task::prefill, prompt_length, repeated(prefill), digest);
+
+    next(0, 0) = 7;
+    double best = HUGE_VAL;
+    Digest decoded;
+    for (Index i = 0; i < new_tokens; ++i) {
+      const double start = now();
+      model.step(view(std::as_const(next)), logits, state);
+      best = std::min(best, now() - start);
+      decoded.add(elements(std::as_const(logits)));
+    }
+    record(Task::decoding, 1, best, decoded);
+  }
+
+  double repeated(auto&& body) const {
+    double best = HUGE_VAL;
+    for (long i = 0; i < options.count("repeats"); ++i) best = std::min(best, bench::best_seconds(body, 1));
+    return best;
+  }
+  void record(Task task, Index tokens, double seconds, const Digest& digest) {
+    Timing timing{name, task, num_threads(), static_cast<double>(tokens), seconds, digest.value};
+    for (const Timing& first : timings)
+      if (first.model == name && first.task == task) {
+        timing.speedup = first.seconds / seconds;
+        timing.same_bits = first.digest == digest.value;
+        break;
+      }
+    std::printf("%-22s %-9s %3d threads %10.3f ms %10.0f tokens/s  speed-up %5.2f  efficiency %.2f  bits %s\n",
+                name.c_str(), name_of(task), timing.threads, seconds * 1e3, timing.tokens / seconds, timing.speedup,
+                timing.speedup / timing.threads, timing.same_bits ? "same" : "DIFFERENT");
+    std::fflush(stdout);
+    timings.push_back(std::move(timing));
+  }
+
+ public:
+  static constexpr Index new_tokens = 64;
+};
+
+struct Run {
+  const Options& options;
+  std::vector<int> counts;
+  std::vector<Timing> timings = {};
+
+  template <class Model>
+  void model(const char* name, typename Model::Config config) {
+    if (!options.wants("only", name)) return;
+    config.vocab_size = 256;
+    config.max_seq_len =
+        std::max<Index>(options.count("length"), options.count("prompt") + Workload<Model>::new_tokens);
+    config.dropout = 0;
+    Workload<Model> workload{options, name, config, timings};
+    for (const int count : counts) workload.run(count);
+  }
+
+  void every_model() {
+    const Index layers = options.count("layers");
+    model<TransformerModel<float>>("standard", TransformerConfig::gpt2_style(256, 512, layers, 8, 0));
+    CoRTConfig cort = CoRTConfig::small();
+    cort.n_layers = layers;
+    model<CoRTModel<float>>("CoRT, kv=all", cort);
+    cort.key_values = KeyValues::routed;
+    model<CoRTModel<float>>("CoRT, kv=routed", cort);
+    PMAConfig pma;
+    pma.d_model = 512, pma.ssm_blocks = layers / 2, pma.pma_blocks = layers - layers / 2;
+    model<PhaseModulatedAttentionLM<float>>("PMA", pma);
+    KuramotoLMConfig torus;
+    torus.d_model = 512, torus.n_heads = 8, torus.n_layers = layers;
+    model<KuramotoLM<float>>("torus", torus);
+    PhaseGPTConfig phasegpt;
+    phasegpt.d_model = 512, phasegpt.n_heads = 8, phasegpt.n_layers = layers;
+    model<PhaseGPT<float>>("PhaseGPT", phasegpt);
+    CGTConfig cgt = CGTConfig::small();
+    cgt.n_layers = layers;
+    model<CoherenceGatedTransformer<float>>("CGT", cgt);
+  }
+};
+
+std::vector<int> thread_counts(const Options& options) {
+  std::vector<int> counts;
+  for (const std::string& part : options.list("threads")) counts.push_back(std::max(1, std::atoi(part.c_str())));
+  const int most = std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  for (int count = 1; options.list("threads").empty() && count <= most; count *= 2) counts.push_back(count);
+  return counts;
+}
+
+std::vector<Machine> machine_at(const std::vector<int>& counts) {
+  std::vector<Machine> list;
+  for (const int count : counts) {
+    set_num_threads(count);
+    list.push_back({count, bench::fma_peak<float>(9), bench::copy_bandwidth(5)});
+    std::printf("%3d threads: fp32 FMA peak %.0f GFLOP/s (%.2f times), copy %.0f GB/s (%.2f times)\n", count,
+                list.back().peak * 1e-9, list.back().peak / list[0].peak, list.back().bandwidth * 1e-9,
+                list.back().bandwidth / list[0].bandwidth);
+  }
+  return list;
+}
+
+std::string csv(const std::vector<Timing>& timings) {
+  std::string text = "model,task,threads,seconds,tokens_per_s,speedup,efficiency,same_bits\n";
+  for (const Timing& t : timings)
+    text += csv_field(t.model) + "," + name_of(t.task) +
+            detail::format_line(",%d,%.6g,%.6g,%.4g,%.4g,%d\n", t.threads, t.seconds, t.tokens / t.seconds, t.speedup,
+                                t.speedup / t.threads, static_cast<int>(t.same_bits));
+  return text;
+}
+
+LineChart chart(const std::vector<Timing>& timings, const std::vector<Machine>& machine, Task task) {
+  LineChart chart{.title = std::string("Speed-up with threads, ") + name_of(task), .x_label = "threads"};
+  chart.y_label = "speed-up";
+  chart.log_x = chart.log_y = true;
+  std::map<std::string, LineSeries> lines;
+  for (const Timing& t : timings) {
+    if (t.task != task) continue;
+    LineSeries& line = lines[t.model];
+    line.name = t.model, line.markers = true;
+    line.x.push_back(t.threads), line.y.push_back(t.speedup);
+  }
+  for (auto& [name, line] : lines) chart.series.push_back(std::move(line));
+  LineSeries ideal{.name = "ideal", .faint = true, .dashed = true};
+  LineSeries offered{.name = task == Task::decoding ? "copy bandwidth" : "FMA peak", .dashed = true};
+  for (const Machine& m : machine) {
+    ideal.x.push_back(m.threads), ideal.y.push_back(m.threads);
+    offered.x.push_back(m.threads);
+    offered.y.push_back(task == Task::decoding ? m.bandwidth / machine[0].bandwidth : m.peak / machine[0].peak);
+  }
+  chart.series.push_back(std::move(ideal));
+  chart.series.push_back(std::move(offered));
+  return chart;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) try {
+  Options options{{{"threads", ""},
+                   {"only", ""},
+                   {"layers", "4"},
+                   {"batch", "16"},
+                   {"length", "256"},
+                   {"prompt", "2048"},
+                   {"repeats", "2"},
+                   {"out", ""}}};
+  options.read(argc, argv);
+  std::printf("%s, %s, %u hardware threads; d = 512, %s layers, training %s x %s tokens, prefill %s\n",
+              simd::architecture(), bench::compiler().c_str(), std::thread::hardware_concurrency(),
+              options["layers"].c_str(), options["batch"].c_str(), options["length"].c_str(),
+              options["prompt"].c_str());
+  Run run{options, thread_counts(options)};
+  const std::vector<Machine> machine = machine_at(run.counts);
+  run.every_model();
+  const std::string& out = options["out"];
+  if (!out.empty()) {
+    bench::write_text(out + ".csv", csv(run.timings));
+    for (const Task task : all_tasks)
+      bench::write_text(out + "_" + name_of(task) + ".svg", line_chart_svg(chart(run.timings, machine, task)));
+  }
+  const bool same = std::all_of(run.timings.begin(), run.timings.end(), [](const Timing& t) { return t.same_bits; });
+  return same ? 0 : 1;
+} catch (const std::exception& error) {
+  return std::fprintf(stderr, "%s\n", error.what()), 2;
+}
