@@ -114,8 +114,11 @@ def prepare(ours, torch, row):
     with tempfile.TemporaryDirectory() as folder:
         mine = ours.ask("prepare", row, folder)
         theirs = torch.ask("prepare", row, folder)["ways"]
-    peers = [("PyTorch, " + way, torch, way, difference) for way, difference in theirs.items()]
-    return mine["flops"], peers + [(way, ours, way, None) for way in mine["ways"] if way != "rbar"]
+    for way, difference in mine["peers"].items():
+        if not difference <= 1e-4:
+            sys.exit("%s: %s differs by %.1e of the largest" % (row, way, difference))
+    return mine["flops"], ([("PyTorch, " + way, torch, way, difference) for way, difference in theirs.items()] +
+                           [(way, ours, way, difference) for way, difference in mine["peers"].items()])
 
 
 def time_row(ours, peers, arguments):
@@ -142,8 +145,8 @@ def show(result):
     print("%-44s %7d  %-32s %9.3f %9.3f %5.0f%% %5.0f%% %7.2f %6g  %-5s %7s" % (
         result["row"], result["threads"], result["peer"], result["rbar_seconds"] * 1e3, result["peer_seconds"] * 1e3,
         100 * result["rbar_peak_share"], 100 * result["peer_peak_share"], result["ratio"], result["target"],
-        "yes" if result["met"] else "BEHIND" if result["ratio"] < 1 else "no",
-        "" if result["difference"] is None else "%.0e" % result["difference"]), flush=True)
+        "yes" if result["met"] else "BEHIND" if result["ratio"] < 1 else "no", "%.0e" % result["difference"]),
+          flush=True)
 
 
 def compare(arguments):

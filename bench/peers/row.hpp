@@ -2,8 +2,10 @@
 // ("sheaf 4096 1"). It reads commands from its standard input and answers each with one line of JSON:
 //
 //   prepare ROW FOLDER   makes the row's inputs, runs it once, writes inputs and outputs into FOLDER as raw numbers
-//                        (NAME.raw); answers {"flops": ..., "ways": [...]}, "rbar" among them
-//   time WAY SECONDS     runs that way for about so long, at least once: {"seconds": median of a run, "fma_peak": ...}
+//                        (NAME.raw); answers {"flops": ..., "peers": {WAY: difference}}: what is compared within the
+//                        process
+//   time WAY SECONDS     runs "rbar" or that peer for about so long, at least once: {"seconds": median of a run,
+//   "fma_peak": ...}
 //
 // Whoever is compared reads the inputs, computes the same and compares its outputs with ours before anybody is timed.
 #pragma once
@@ -23,6 +25,7 @@
 #include <sstream>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace rbar::peers {
@@ -36,12 +39,18 @@ Numbers numbers(std::string name, const Tensorial& tensor) {
   return {std::move(name), std::as_bytes(elements(tensor))};
 }
 
+// A peer that lives in this process, and its largest difference from our outputs, of the largest of them.
+struct Peer {
+  std::function<void()> run;
+  std::function<double()> difference;
+};
+
 struct Row {
   double flops = 0;  // of a run, multiply-adds counted twice
   std::function<void()> run;
-  std::vector<Numbers> inputs;                         // written before the first run,
-  std::function<std::vector<Numbers>()> outputs;       // written after it
-  std::map<std::string, std::function<void()>> peers;  // that live in this process
+  std::vector<Numbers> inputs;                    // written before the first run,
+  std::function<std::vector<Numbers>()> outputs;  // written after it
+  std::map<std::string, Peer> peers;
 
   template <class Layer>
   void add_parameters(const Layer& layer) {
@@ -108,11 +117,14 @@ inline int serve(int argc, char** argv, const std::map<std::string, Family>& fam
       detail::write(word.back(), row.inputs);
       row.run();
       detail::write(word.back(), row.outputs());
-      std::printf("{\"flops\": %.6g, \"ways\": [\"rbar\"", row.flops);
-      for (const auto& peer : row.peers) std::printf(", \"%s\"", peer.first.c_str());
-      std::printf("]}\n");
+      std::printf("{\"flops\": %.6g, \"peers\": {", row.flops);
+      for (const char* separator = ""; const auto& [name, peer] : row.peers) {
+        peer.run();
+        std::printf("%s\"%s\": %.3g", std::exchange(separator, ", "), name.c_str(), peer.difference());
+      }
+      std::printf("}}\n");
     } else if (word.size() == 3 && word[0] == "time") {
-      const auto& run = word[1] == "rbar" ? row.run : row.peers.at(word[1]);
+      const auto& run = word[1] == "rbar" ? row.run : row.peers.at(word[1]).run;
       const double before = bench::fma_peak(), seconds = detail::median_seconds(run, std::atof(word[2].c_str()));
       std::printf("{\"seconds\": %.6g, \"fma_peak\": %.4g}\n", seconds, std::max(before, bench::fma_peak()));
     } else {
