@@ -117,6 +117,26 @@ TEST_CASE("coherence keeps its accuracy over 65,536 tokens", "[coherence]") {
   }
 }
 
+TEST_CASE("a NaN stays in the coherences that see it", "[coherence]") {
+  constexpr Index tokens = 40, features = 70, broken = 11, window = 5;
+  const auto whole = naive::random_hidden<float>(1, tokens, features, 21);
+  for (const Index at : {0, 69}) {
+    auto hidden = whole;
+    hidden(0, broken, at) = std::numeric_limits<float>::quiet_NaN();
+    for (auto config : naive::all_configs({window})) {
+      if (config.mode == CoherenceMode::cross) continue;
+      INFO(naive::describe(config) << ", feature " << at);
+      const auto r = compute_coherence(hidden, config), expected = compute_coherence(whole, config);
+      const Index ahead = config.causality == Causality::reference ? window - 1 - (window - 1) / 2 : 0;
+      for (Index t = 0; t < tokens; ++t) {
+        const bool sees =
+            config.mode == CoherenceMode::token ? t == broken : t + ahead >= broken && t + ahead - window < broken;
+        CHECK((sees ? std::isnan(r(0, t)) : r(0, t) == expected(0, t)));
+      }
+    }
+  }
+}
+
 TEST_CASE("a later token never changes a causal coherence", "[coherence]") {
   constexpr Index tokens = 23, features = 70, changed = 13;
   const auto hidden = naive::random_hidden<float>(2, tokens, features, 8);
@@ -191,7 +211,7 @@ TEST_CASE("coherence and its gradient have the same bits for 1, 2 and 5 threads"
 
 TEST_CASE("wrong coherence arguments say what is wrong", "[coherence]") {
   const auto hidden = naive::random_hidden<float>(2, 3, 4, 1);
-  CHECK_THROWS_WITH(compute_local_coherence(hidden, 0), "CoherenceConfig: window: expected at least 1, got 0");
+  CHECK_THROWS_WITH(compute_local_coherence(hidden, 0), "CoherenceConfig: window: expected 1 to 1048576, got 0");
   CHECK_THROWS_AS(compute_cross_coherence(hidden, 0), Error);
   CoherenceCache<float> cache;
   Tensor<float, 2> coherence, wrong(2, 4);

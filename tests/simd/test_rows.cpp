@@ -1,4 +1,5 @@
-// Row kernels at every size from nothing to beyond two registers, at every misalignment, with guards around the output.
+// Row kernels at every size from nothing to beyond two registers and at some larger ones, at every misalignment, with
+// guards around the output.
 #include "rbar/core/random.hpp"
 #include "rbar/core/tensor.hpp"
 #include "rbar/simd/energy.hpp"
@@ -40,6 +41,9 @@ template <class T, class Body>
 void for_all_rows(Body&& body) {
   for (Index count = 0; count <= 2 * simd::lanes<T> + 1; ++count)
     for (Index offset = 0; offset < simd::lanes<T>; ++offset) body(count, offset);
+  // Beyond the groups of registers and the blocks of a sum.
+  constexpr Index L = simd::lanes<T>;
+  for (const Index count : {4 * L, 5 * L + 3, 9 * L + 1, 1024 + 3 * L + 5}) body(count, Index{1});
 }
 
 template <class T>
@@ -87,7 +91,7 @@ TEMPLATE_TEST_CASE("phase sums, phasors and their gradient at all sizes and misa
       worst = test::larger(worst, std::abs(error) / n);
     intact = intact && cosine.intact() && sine.intact() && gradient.intact() && varied.intact();
   });
-  CHECK(worst <= tolerance<T>());
+  CHECK(worst <= 2 * tolerance<T>());  // `varied` has factors of up to 4
   CHECK(intact);
 }
 
@@ -110,7 +114,7 @@ TEMPLATE_TEST_CASE("softmax rows and their vjp at all sizes and misalignments", 
     if (count == 0) return;
     Row<T> x(count, offset, 7), y(count, (offset + 3) % simd::lanes<T>, 8), dx(count, offset, 9);
     const Row<T> dy(count, offset, 10);
-    const T log_sum = simd::softmax_row(x.data, count, y.data);
+    simd::softmax_row(x.data, count, y.data);
     simd::softmax_row_backward(y.data, dy.data, count, dx.data);
     double total = 0, mean = 0;
     for (Index i = 0; i < count; ++i) total += std::exp(static_cast<double>(x.data[i]));
@@ -122,7 +126,6 @@ TEMPLATE_TEST_CASE("softmax rows and their vjp at all sizes and misalignments", 
       worst = test::larger(
           worst, std::abs(static_cast<double>(dx.data[i]) - expected * (static_cast<double>(dy.data[i]) - mean)));
     }
-    worst = test::larger(worst, std::abs(static_cast<double>(log_sum) - std::log(total)));
     intact = intact && y.intact() && dx.intact();
     simd::softmax_row(x.data, count, x.data);  // in place
     for (Index i = 0; i < count; ++i) intact = intact && x.data[i] == y.data[i];
@@ -137,17 +140,17 @@ TEMPLATE_TEST_CASE("softmax of hidden, huge and broken rows", "[simd]", float, d
   constexpr Index count = 2 * simd::lanes<T> + 3;
   for (Index special = 0; special < count; ++special) {
     std::vector<T> x(count, -infinity), y(count, T(7));
-    CHECK(simd::softmax_row(x.data(), count, y.data()) == -infinity);
+    simd::softmax_row(x.data(), count, y.data());
     for (const T value : y) CHECK(value == 0);
 
     x[static_cast<std::size_t>(special)] = T(1e30);
-    CHECK(simd::softmax_row(x.data(), count, y.data()) == T(1e30));
+    simd::softmax_row(x.data(), count, y.data());
     for (Index i = 0; i < count; ++i) CHECK(y[static_cast<std::size_t>(i)] == (i == special ? 1 : 0));
 
     for (const T rest : {-infinity, T(0.5)}) {
       std::fill(x.begin(), x.end(), rest);
       x[static_cast<std::size_t>(special)] = nan;
-      CHECK(std::isnan(simd::softmax_row(x.data(), count, y.data())));
+      simd::softmax_row(x.data(), count, y.data());
       for (const T value : y) CHECK(std::isnan(value));
     }
   }

@@ -27,6 +27,9 @@ constexpr bool parse(std::string_view text, CoherenceMode& mode) {
   return false;
 }
 
+// A window's sums hold this many tokens exactly.
+inline constexpr Index largest_coherence_window = Index{1} << 20;
+
 struct CoherenceConfig {
   CoherenceMode mode = CoherenceMode::combined;
   Index window = 8;   // tokens, of local and combined
@@ -45,7 +48,7 @@ struct CoherenceConfig {
   bool uses_window() const { return mode == CoherenceMode::local || mode == CoherenceMode::combined; }
 
   void validate() const {
-    require(window >= 1, "CoherenceConfig", "window", "at least 1", window);
+    require(window >= 1 && window <= largest_coherence_window, "CoherenceConfig", "window", "1 to 1048576", window);
     require(offsets >= 1, "CoherenceConfig", "offsets", "at least 1", offsets);
   }
 };

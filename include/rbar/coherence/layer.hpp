@@ -116,7 +116,7 @@ void coherence_forward(std::type_identity_t<ConstTensorView<T, 3>> hidden, const
     if (windows.replicate) {
       detail::windowed_reference(x, features, size, windows, ring, out);
     } else {
-      simd::RunningPair<T> z;
+      detail::MovingWindow<T> z;
       detail::windowed_step(x, features, size, 0, tokens, windows.window, windows.slots(), ring, z, out);
     }
   });

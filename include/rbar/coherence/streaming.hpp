@@ -6,13 +6,13 @@
 namespace rbar {
 
 // What a stream remembers: the phasors of the last `window` (local, combined) or `offsets` (cross) tokens and the
-// window's running sums. A copy is a branch of the stream; a default-constructed state is its beginning.
+// window's sums. A copy is a branch of the stream; a default-constructed state is its beginning.
 template <class T>
 struct CoherenceState {
-  Index seen = 0;                             // tokens so far
-  Tensor<T, 3> ring;                          // [B, blocks, slots·2·block] or, for cross, [B, n+1, 2D]
-  std::vector<simd::RunningPair<T>> sums;     // [B, blocks]
-  std::vector<detail::BlockCoherence> parts;  // scratch [B, blocks, new]
+  Index seen = 0;                                // tokens so far
+  Tensor<T, 3> ring;                             // [B, blocks, slots·2·block] or, for cross, [B, n+1, 2D]
+  std::vector<detail::MovingWindow<T>> windows;  // [B, blocks]
+  std::vector<detail::BlockCoherence> parts;     // scratch [B, blocks, new]
 
   void reset() { seen = 0; }
 };
@@ -42,7 +42,7 @@ void coherence_step(std::type_identity_t<ConstTensorView<T, 3>> hidden, const Co
       cross ? Shape<3>{batch, slots, 2 * features} : Shape<3>{batch, blocks, slots * 2 * simd::feature_block};
   if (state.seen == 0) {
     ensure_shape(state.ring, ring_shape);
-    state.sums.assign(cross ? 0 : static_cast<std::size_t>(batch * blocks), {});
+    state.windows.assign(cross ? 0 : static_cast<std::size_t>(batch * blocks), {});
   }
   require_shape("coherence_step", "state.ring (of the first step)", shape_of(state.ring), ring_shape);
 
@@ -63,7 +63,7 @@ void coherence_step(std::type_identity_t<ConstTensorView<T, 3>> hidden, const Co
       const Index task = b * blocks + block;
       detail::windowed_step(hidden.data() + b * count * features + first, features, size, state.seen, count,
                             config.window, slots, state.ring.data() + task * slots * 2 * simd::feature_block,
-                            state.sums[static_cast<std::size_t>(task)], state.parts.data() + task * count);
+                            state.windows[static_cast<std::size_t>(task)], state.parts.data() + task * count);
     });
     for (Index b = 0; b < batch; ++b)
       for (Index i = 0; i < count; ++i) {

@@ -10,9 +10,13 @@
 #include "rbar/simd/window.hpp"
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <utility>
 
 namespace rbar::detail {
+
+static_assert(largest_coherence_window <= simd::largest_window);
 
 // Windows over the tokens 0 … T−1. Causal: {t−w+1 … t} as far as it exists. Reference: {t−left … t+right}, numbers
 // outside the sequence standing for its first or last token.
@@ -62,23 +66,31 @@ void for_feature_blocks(Index batch, Index tokens, Index features, Body&& body) 
   });
 }
 
+// A task's window while tokens enter and leave.
 template <class T>
-BlockCoherence block_coherence(const simd::RunningPair<T>& z, Index count, const T* row, Index features) {
-  const simd::PhaseSums sums = simd::block_phase_sums(row, features);
-  return {simd::resultant_sum(z, features) / static_cast<double>(count), sums.cosine, sums.sine};
-}
+struct MovingWindow {
+  simd::WindowSums<T> sums;
+  Index last_nan = -1;  // the last entry with a NaN, which makes the windows that hold it NaN
+
+  // Entry i of `window` entries enters, i − window leaves (null: there is none). Σ_d |Z_d|.
+  double slide(Index i, Index window, const T* entering, const T* leaving, Index features) {
+    const double resultant = simd::slide_window(sums, entering, leaving, features);
+    return last_nan > i - window && last_nan >= 0 ? std::numeric_limits<double>::quiet_NaN() : resultant;
+  }
+};
 
 // One task, causal: `count` new tokens after the `seen` that z and the ring know of. Forward is a step from nothing,
 // so streaming has the bits of the whole sequence. ring: [slots, 2, feature_block], slots > window or ≥ all tokens.
 template <class T>
 void windowed_step(const T* x, Index stride, Index features, Index seen, Index count, Index window, Index slots,
-                   T* ring, simd::RunningPair<T>& z, BlockCoherence* out) {
+                   T* ring, MovingWindow<T>& z, BlockCoherence* out) {
   const auto row = [&](Index token) { return ring + token % slots * 2 * simd::feature_block; };
   for (Index i = 0; i < count; ++i) {
     const Index t = seen + i;
-    simd::enter_phasors<false>(x + i * stride, features, row(t));
-    simd::slide<T>(z, row(t), t >= window ? row(t - window) : nullptr, features);
-    out[i] = block_coherence(z, std::min(t + 1, window), row(t), features);
+    const simd::PhaseSums token = simd::enter_window(x + i * stride, features, row(t));
+    if (std::isnan(token.cosine)) z.last_nan = t;
+    const double resultant = z.slide(t, window, row(t), t >= window ? row(t - window) : nullptr, features);
+    out[i] = {resultant / static_cast<double>(std::min(t + 1, window)), token.cosine, token.sine};
   }
 }
 
@@ -88,16 +100,19 @@ void windowed_reference(const T* x, Index stride, Index features, const TokenWin
                         BlockCoherence* out) {
   const Index w = windows.window;
   const auto row = [&](Index token) { return ring + windows.clamp(token) % windows.slots() * 2 * simd::feature_block; };
-  simd::RunningPair<T> z;
-  Index entered = 0;
+  MovingWindow<T> z;
+  Index entered = 0, nan_token = -1;
   for (Index i = 0; i < windows.tokens + w - 1; ++i) {
     const Index token = i - windows.left, t = i - w + 1;
     if (windows.clamp(token) == entered) {
-      simd::enter_phasors<false>(x + entered * stride, features, row(entered));
+      const simd::PhaseSums sums = simd::enter_window(x + entered * stride, features, row(entered));
+      if (std::isnan(sums.cosine)) nan_token = entered;
+      out[entered] = {0, sums.cosine, sums.sine};
       ++entered;
     }
-    simd::slide<T>(z, row(token), i >= w ? row(token - w) : nullptr, features);
-    if (t >= 0) out[t] = block_coherence(z, w, row(t), features);
+    if (windows.clamp(token) == nan_token) z.last_nan = i;
+    const double resultant = z.slide(i, w, row(token), i >= w ? row(token - w) : nullptr, features);
+    if (t >= 0) out[t].resultant = resultant / static_cast<double>(w);
   }
 }
 
@@ -121,7 +136,7 @@ void windowed_backward(const T* x, Index stride, Index features, const TokenWind
       const bool enters = windows.replicate || t >= left, leaves = t + w <= tokens + w - 2;
       if (enters && windows.clamp(t - left) < entered) {
         entered = windows.clamp(t - left);
-        enter_phasors<true>(x + entered * stride, features, phasor_row(entered));
+        enter_phasors(x + entered * stride, features, phasor_row(entered));
       }
       slide<T>(z, enters ? phasor_row(t - left) : nullptr, leaves ? phasor_row(t - left + w) : nullptr, features);
     }

@@ -114,7 +114,7 @@ RBAR_INLINE void store_partial(T* data, const Batch<T>& value, Index count) {
   for (Index i = 0; i < count; ++i) data[i] = buffer[i];
 }
 
-// Horizontal sum and maximum, in a fixed order of lanes.
+// Horizontal sum and maximum, in a fixed order of lanes. What the maximum of lanes with a NaN is, is left open.
 template <class T>
 RBAR_INLINE T reduce_add(const Batch<T>& value) {
 #if defined(__AVX512F__)
@@ -131,6 +131,12 @@ RBAR_INLINE T reduce_add(const Batch<T>& value) {
 }
 template <class T>
 RBAR_INLINE T reduce_max(const Batch<T>& value) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>)
+    return _mm512_reduce_max_ps(value);
+  else if constexpr (std::is_same_v<T, double>)
+    return _mm512_reduce_max_pd(value);
+#endif
   alignas(64) T buffer[lanes<T>];
   value.store_aligned(buffer);
   T largest = buffer[0];

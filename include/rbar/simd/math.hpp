@@ -60,6 +60,15 @@ RBAR_INLINE Batch<double> exp2(const Batch<double>& t) {
   return detail::without_extremes(t, 1100.0, [](const Batch<double>& v) { return xsimd::exp2(v); });
 }
 
+// 2^t for t <= 0, in float without the bound that only large t need.
+RBAR_INLINE Batch<float> decay(const Batch<float>& t) {
+  const Batch<float> bounded = max(broadcast(-126.0f), t);
+  const Batch<float> n_plus_magic = bounded + broadcast(detail::exponent_magic);
+  const Batch<float> f = bounded - (n_plus_magic - broadcast(detail::exponent_magic));
+  return detail::twice_exp2_fraction(f) * detail::half_power_of_two(n_plus_magic);
+}
+RBAR_INLINE Batch<double> decay(const Batch<double>& t) { return exp2(t); }
+
 // e^x = 2^n · e^r with r = x − n·ln 2. ln 2 is split (Cody & Waite) so that n times its upper part is exact.
 RBAR_INLINE Batch<float> exp(const Batch<float>& x) {
   const Batch<float> clamped = detail::clamp(x, -87.4f, 89.4f);

@@ -41,16 +41,24 @@ RBAR_INLINE HalfAngle half_angle(const Batch<float>& t) {
 
 }  // namespace detail
 
-RBAR_INLINE Phasor<float> sigmoid_phase(const Batch<float>& x) {
+// t = tanh(x/2).
+RBAR_INLINE Batch<float> half_tanh(const Batch<float>& x) {
   // e = exp(−x). No split of ln 2 as in exp(): where |x| is large enough for it to matter, t is flat.
   const Batch<float> minus_log2e = broadcast(-1.44269504f), magic = broadcast(detail::exponent_magic);
   const Batch<float> clamped = detail::clamp(x, -80.0f, 80.0f);
   const Batch<float> n_plus_magic = multiply_add(clamped, minus_log2e, magic);
   const Batch<float> f = multiply_add(clamped, minus_log2e, magic - n_plus_magic);
   const Batch<float> e = detail::twice_exp2_fraction(f) * detail::half_power_of_two(n_plus_magic);
-
   const Batch<float> one = broadcast(1.0f);
-  const Batch<float> t = (one - e) / (one + e);
+  return (one - e) / (one + e);
+}
+RBAR_INLINE Batch<double> half_tanh(const Batch<double>& x) {
+  const Batch<double> e = exp(-max(broadcast(-700.0), x)), one = broadcast(1.0);
+  return (one - e) / (one + e);
+}
+
+// The phasor of φ = π(1 + t).
+RBAR_INLINE Phasor<float> tanh_phasor(const Batch<float>& t) {
   const detail::HalfAngle half = detail::half_angle(t);
   const Batch<float> half_sine = half.sine * half.cosine;
   constexpr float half_pi = std::numbers::pi_v<float> / 2;
@@ -58,13 +66,15 @@ RBAR_INLINE Phasor<float> sigmoid_phase(const Batch<float>& x) {
   return {(half.sine - half.cosine) * (half.sine + half.cosine), half_sine + half_sine,
           multiply_add(t * t, broadcast(-half_pi), broadcast(half_pi))};
 }
-
-RBAR_INLINE Phasor<double> sigmoid_phase(const Batch<double>& x) {
+RBAR_INLINE Phasor<double> tanh_phasor(const Batch<double>& t) {
   constexpr double pi = std::numbers::pi;
-  const Batch<double> e = exp(-max(broadcast(-700.0), x)), one = broadcast(1.0);
-  const Batch<double> t = (one - e) / (one + e);
   const Batch<double> angle = broadcast(pi) * t;
-  return {-xsimd::cos(angle), -xsimd::sin(angle), broadcast(pi / 2) * (one - t * t)};
+  return {-xsimd::cos(angle), -xsimd::sin(angle), broadcast(pi / 2) * (broadcast(1.0) - t * t)};
+}
+
+template <class T>
+RBAR_INLINE Phasor<T> sigmoid_phase(const Batch<T>& x) {
+  return tanh_phasor(half_tanh(x));
 }
 
 // --- rows ---------------------------------------------------------------------------------------
@@ -75,19 +85,6 @@ struct PhaseSums {
 };
 
 namespace detail {
-
-struct SigmoidPhase {
-  template <class T>
-  RBAR_INLINE Phasor<T> operator()(const Batch<T>& x) const {
-    return sigmoid_phase(x);
-  }
-};
-struct GivenPhase {
-  template <class T>
-  RBAR_INLINE Phasor<T> operator()(const Batch<T>& angle) const {
-    return {xsimd::cos(angle), xsimd::sin(angle), broadcast(T(1))};
-  }
-};
 
 // Calls body(offset, n) for every register of a row, n = lanes but for the last.
 template <class T, class Body>
@@ -108,27 +105,79 @@ RBAR_INLINE void store_up_to(T* data, const Batch<T>& value, Index count) {
 // Rows are summed in registers over this many elements at a time and in double from there on.
 inline constexpr Index sum_block = 1024;
 
-template <class T, class MakePhasor>
-RBAR_INLINE PhaseSums sum_phasors(const T* RBAR_RESTRICT x, Index count, MakePhasor phasor) {
+// Phasors of a row are made in two passes over at most sum_block elements, with tanh(x/2) kept between them in L1. As
+// one pass it is a chain of some 100 cycles, of which a core's window holds too few at a time to fill its ports.
+struct SigmoidPhase {
+  template <class T>
+  RBAR_INLINE const T* prepare(const T* RBAR_RESTRICT x, Index count, T* RBAR_RESTRICT buffer) const {
+    for_registers<T>(count, [&](Index i, Index n) { store_up_to(buffer + i, half_tanh(load_up_to(x + i, n)), n); });
+    return buffer;
+  }
+  template <class T>
+  RBAR_INLINE Phasor<T> phasor(const Batch<T>& t) const {
+    return tanh_phasor(t);
+  }
+  // cosine += cos φ, half_sine += ½ sin φ: the products are part of the sums.
+  RBAR_INLINE void add(const Batch<float>& t, Batch<float>& cosine, Batch<float>& half_sine) const {
+    const HalfAngle half = half_angle(t);
+    cosine = multiply_add(half.sine - half.cosine, half.sine + half.cosine, cosine);
+    half_sine = multiply_add(half.sine, half.cosine, half_sine);
+  }
+  RBAR_INLINE void add(const Batch<double>& t, Batch<double>& cosine, Batch<double>& half_sine) const {
+    const Phasor<double> z = tanh_phasor(t);
+    cosine = cosine + z.cosine;
+    half_sine = multiply_add(broadcast(0.5), z.sine, half_sine);
+  }
+};
+struct GivenPhase {
+  template <class T>
+  RBAR_INLINE const T* prepare(const T* angles, Index, T*) const {
+    return angles;
+  }
+  template <class T>
+  RBAR_INLINE Phasor<T> phasor(const Batch<T>& angle) const {
+    return {xsimd::cos(angle), xsimd::sin(angle), broadcast(T(1))};
+  }
+  template <class T>
+  RBAR_INLINE void add(const Batch<T>& angle, Batch<T>& cosine, Batch<T>& half_sine) const {
+    cosine = cosine + xsimd::cos(angle);
+    half_sine = multiply_add(broadcast(T(0.5)), xsimd::sin(angle), half_sine);
+  }
+};
+
+// Calls body(offset, n, phasor) for every register of a row.
+template <class T, class Phase, class Body>
+RBAR_INLINE void for_phasors(const T* x, Index count, Phase phase, Body&& body) {
+  alignas(64) T buffer[sum_block];
+  for (Index begin = 0; begin < count; begin += sum_block) {
+    const Index size = count - begin < sum_block ? count - begin : sum_block;
+    const T* prepared = phase.prepare(x + begin, size, buffer);
+    for_registers<T>(
+        size, [&](Index i, Index n) { body(begin + i, n, phase.template phasor<T>(load_up_to(prepared + i, n))); });
+  }
+}
+
+template <class T, class Phase>
+RBAR_INLINE PhaseSums sum_phasors(const T* RBAR_RESTRICT x, Index count, Phase phase) {
   constexpr Index L = lanes<T>;
+  alignas(64) T buffer[sum_block];
   PhaseSums total;
   for (Index begin = 0; begin < count; begin += sum_block) {
-    const Index end = begin + sum_block < count ? begin + sum_block : count;
-    Batch<T> cosine = zero<T>(), sine = zero<T>();
-    Index i = begin;
-    for (; i + L <= end; i += L) {
-      const Phasor<T> z = phasor(load(x + i));
-      cosine = cosine + z.cosine;
-      sine = sine + z.sine;
-    }
-    total.cosine += static_cast<double>(reduce_add(cosine));
-    total.sine += static_cast<double>(reduce_add(sine));
-    if (i < end) {
+    const Index size = count - begin < sum_block ? count - begin : sum_block;
+    const T* prepared = phase.prepare(x + begin, size, buffer);
+    Batch<T> cosine[2] = {zero<T>(), zero<T>()}, half_sine[2] = {zero<T>(), zero<T>()};
+    Index i = 0;
+    for (; i + 2 * L <= size; i += 2 * L)
+      for (Index j = 0; j < 2; ++j) phase.add(load(prepared + i + j * L), cosine[j], half_sine[j]);
+    for (; i + L <= size; i += L) phase.add(load(prepared + i), cosine[0], half_sine[0]);
+    total.cosine += static_cast<double>(reduce_add(Batch<T>(cosine[0] + cosine[1])));
+    total.sine += 2 * static_cast<double>(reduce_add(Batch<T>(half_sine[0] + half_sine[1])));
+    if (i < size) {
       alignas(64) T c[L], s[L];
-      const Phasor<T> z = phasor(load_partial(x + i, end - i));
+      const Phasor<T> z = phase.template phasor<T>(load_partial(prepared + i, size - i));
       store(c, z.cosine);
       store(s, z.sine);
-      for (Index j = 0; j < end - i; ++j) {
+      for (Index j = 0; j < size - i; ++j) {
         total.cosine += static_cast<double>(c[j]);
         total.sine += static_cast<double>(s[j]);
       }
@@ -138,12 +187,11 @@ RBAR_INLINE PhaseSums sum_phasors(const T* RBAR_RESTRICT x, Index count, MakePha
 }
 
 // dx[i] += dφ/dx·(a·cos φ − b·sin φ): the gradient of a·Σ sin φ + b·Σ cos φ.
-template <class T, class MakePhasor>
+template <class T, class Phase>
 RBAR_INLINE void add_phasor_gradient(const T* RBAR_RESTRICT x, Index count, T a, T b, T* RBAR_RESTRICT dx,
-                                     MakePhasor phasor) {
+                                     Phase phase) {
   const Batch<T> da = broadcast(a), db = broadcast(b);
-  for_registers<T>(count, [&](Index i, Index n) {
-    const Phasor<T> z = phasor(load_up_to(x + i, n));
+  for_phasors(x, count, phase, [&](Index i, Index n, const Phasor<T>& z) {
     const Batch<T> dphi = da * z.cosine - db * z.sine;
     store_up_to(dx + i, multiply_add(dphi, z.slope, load_up_to(dx + i, n)), n);
   });
@@ -165,8 +213,7 @@ RBAR_NOINLINE void sigmoid_phase_gradient(const T* x, Index count, T a, T b, T* 
 // dx[i] += dφ/dx·(a[i]·cos φ − b[i]·sin φ).
 template <class T>
 RBAR_NOINLINE void sigmoid_phase_gradient(const T* x, Index count, const T* a, const T* b, T* dx) {
-  detail::for_registers<T>(count, [&](Index i, Index n) {
-    const Phasor<T> z = sigmoid_phase(detail::load_up_to(x + i, n));
+  detail::for_phasors(x, count, detail::SigmoidPhase{}, [&](Index i, Index n, const Phasor<T>& z) {
     const Batch<T> dphi = detail::load_up_to(a + i, n) * z.cosine - detail::load_up_to(b + i, n) * z.sine;
     detail::store_up_to(dx + i, multiply_add(dphi, z.slope, detail::load_up_to(dx + i, n)), n);
   });
@@ -186,8 +233,7 @@ RBAR_NOINLINE void angle_gradient(const T* angles, Index count, T a, T b, T* dan
 template <class T>
 RBAR_NOINLINE void write_phasors(const T* RBAR_RESTRICT x, Index count, T* RBAR_RESTRICT cosine,
                                  T* RBAR_RESTRICT sine) {
-  detail::for_registers<T>(count, [&](Index i, Index n) {
-    const Phasor<T> z = sigmoid_phase(detail::load_up_to(x + i, n));
+  detail::for_phasors(x, count, detail::SigmoidPhase{}, [&](Index i, Index n, const Phasor<T>& z) {
     detail::store_up_to(cosine + i, z.cosine, n);
     detail::store_up_to(sine + i, z.sine, n);
   });

@@ -100,15 +100,6 @@ struct ScanScratch {
 
 namespace detail {
 
-// 2^t for t <= 0, in float without the bound that only large t need.
-RBAR_INLINE Batch<float> decay(const Batch<float>& t) {
-  const Batch<float> bounded = max(broadcast(-126.0f), t);
-  const Batch<float> n_plus_magic = bounded + broadcast(exponent_magic);
-  const Batch<float> f = bounded - (n_plus_magic - broadcast(exponent_magic));
-  return twice_exp2_fraction(f) * half_power_of_two(n_plus_magic);
-}
-RBAR_INLINE Batch<double> decay(const Batch<double>& t) { return exp2(t); }
-
 // rate = −exp(A_log)·log₂e, transposed; zero beyond the channels.
 template <class T>
 RBAR_NOINLINE void scan_rates(const ScanBlock<T>& block, T* rate) {

@@ -1,9 +1,10 @@
 // Sliding-window sums of phasors, for one block of features: tokens enter and leave one at a time, so the cost does not
 // depend on the window.
 //
-// A float sum that is added to and subtracted from drifts (1e-3 after 65,536 tokens). Each sum is therefore kept with
-// its rounding error, by Knuth's two-sum: about as exact as double, at the price of a few additions on ports that the
-// polynomials leave idle. Everything here is laid out in rows of `feature_block` elements, so only x itself has tails.
+// A float sum that is added to and subtracted from drifts (1e-3 after 65,536 tokens). Sums of phasors are therefore
+// sums of integers, which are exact: a coordinate in [−1, 1] is a multiple of 2⁻²². Gradients have no such bounds; each
+// of their sums is kept with its rounding error, by Knuth's two-sum, about as exact as double. Everything here is laid
+// out in rows of `feature_block` elements, so only x itself has tails.
 #pragma once
 
 #include "rbar/simd/phase.hpp"
@@ -53,25 +54,88 @@ RBAR_NOINLINE void slide(RunningPair<T>& running, const T* entering, const T* le
     }
 }
 
-// Phasors of one token into a row cos φ | sin φ, or cos φ | sin φ | dφ/dx with the slope. Lanes past `features` are
-// written too (as x = 0), so that nothing downstream reads what was never set.
-template <bool with_slope, class T>
-RBAR_NOINLINE void enter_phasors(const T* RBAR_RESTRICT x, Index features, T* RBAR_RESTRICT row) {
-  detail::for_registers<T>(features, [&](Index i, Index n) {
-    const Phasor<T> z = sigmoid_phase(detail::load_up_to(x + i, n));
-    store(row + i, z.cosine);
-    store(row + feature_block + i, z.sine);
-    if constexpr (with_slope) store(row + 2 * feature_block + i, z.slope);
-  });
+// The sums over a window of cos φ and of sin φ. In float as integers of 2⁻²²: high·2¹¹ + low with low in [0, 2¹¹),
+// which holds windows of 2²⁰ tokens. Only gradient checks run in double, where a plain sum is good enough.
+inline constexpr Index largest_window = Index{1} << 20;
+template <class T>
+struct WindowSums {
+  alignas(64) T sum[2][feature_block] = {};
+};
+template <>
+struct WindowSums<float> {
+  alignas(64) std::int32_t high[2][feature_block] = {};
+  alignas(64) std::int32_t low[2][feature_block] = {};
+};
+
+namespace detail {
+
+// How a coordinate z is kept while its token is in the window. In float as 3 + z, which is in [2, 4]: there the bits of
+// a float count 2⁻²² each.
+RBAR_INLINE Batch<float> window_entry(const Batch<float>& z) { return z + broadcast(3.0f); }
+RBAR_INLINE Batch<double> window_entry(const Batch<double>& z) { return z; }
+
+// sums += entering − leaving, and the sum.
+RBAR_INLINE Batch<float> slide_sum(WindowSums<float>& sums, Index which, Index i, const Batch<float>& entering,
+                                   const Batch<float>& leaving) {
+  using Integers = Batch<std::int32_t>;
+  std::int32_t *high_at = sums.high[which] + i, *low_at = sums.low[which] + i;
+  const Integers difference = Integers::load_aligned(low_at) + (to_bits(entering) - to_bits(leaving));
+  const Integers high = Integers::load_aligned(high_at) + (difference >> 11), low = difference & Integers(2047);
+  high.store_aligned(high_at);
+  low.store_aligned(low_at);
+  return multiply_add(xsimd::to_float(high), broadcast(0x1p-11f), xsimd::to_float(low) * broadcast(0x1p-22f));
+}
+RBAR_INLINE Batch<double> slide_sum(WindowSums<double>& sums, Index which, Index i, const Batch<double>& entering,
+                                    const Batch<double>& leaving) {
+  const Batch<double> sum = load(sums.sum[which] + i) + (entering - leaving);
+  store(sums.sum[which] + i, sum);
+  return sum;
 }
 
-// Σ over the block's features of the resultant length |Σ e^{iφ}| of the window (not yet divided by the count).
+}  // namespace detail
+
+// The phasors of one token into a row of window entries, cosines | sines, and their sums over the features. A token
+// with a NaN has NaN sums and an empty row, so that its phasors do not stay in the window's sums for ever.
 template <class T>
-RBAR_NOINLINE double resultant_sum(const RunningPair<T>& window, Index features) {
+RBAR_NOINLINE PhaseSums enter_window(const T* RBAR_RESTRICT x, Index features, T* RBAR_RESTRICT row) {
+  PhaseSums total;
+  Batch<T> cosine = zero<T>(), sine = zero<T>();
+  detail::for_phasors(x, features, detail::SigmoidPhase{}, [&](Index i, Index n, const Phasor<T>& z) {
+    store(row + i, detail::window_entry(z.cosine));
+    store(row + feature_block + i, detail::window_entry(z.sine));
+    if (n == lanes<T>) {
+      cosine = cosine + z.cosine;
+      sine = sine + z.sine;
+    } else {
+      alignas(64) T c[lanes<T>], s[lanes<T>];
+      store(c, z.cosine);
+      store(s, z.sine);
+      for (Index j = 0; j < n; ++j) {
+        total.cosine += static_cast<double>(c[j]);
+        total.sine += static_cast<double>(s[j]);
+      }
+    }
+  });
+  total.cosine += static_cast<double>(reduce_add(cosine));
+  total.sine += static_cast<double>(reduce_add(sine));
+  if (total.cosine != total.cosine)
+    for (Index i = 0; i < 2 * feature_block; i += lanes<T>) store(row + i, detail::window_entry(zero<T>()));
+  return total;
+}
+
+// Moves the window by a token, `leaving` null where none leaves. Returns Σ over the block's features of the resultant
+// length |Σ e^{iφ}| of the window (not yet divided by the count).
+template <class T>
+RBAR_NOINLINE double slide_window(WindowSums<T>& window, const T* entering, const T* leaving, Index features) {
   Batch<T> sum = zero<T>();
   double tail = 0;
+  const Batch<T> nothing = detail::window_entry(zero<T>());
   detail::for_registers<T>(features, [&](Index i, Index n) {
-    const Batch<T> c = detail::total(window, 0, i), s = detail::total(window, 1, i);
+    const auto coordinate = [&](Index which) {
+      const Index at = which * feature_block + i;
+      return detail::slide_sum(window, which, i, load(entering + at), leaving ? load(leaving + at) : nothing);
+    };
+    const Batch<T> c = coordinate(0), s = coordinate(1);
     const Batch<T> length = xsimd::sqrt(multiply_add(c, c, s * s));
     if (n == lanes<T>) {
       sum = sum + length;
@@ -84,7 +148,20 @@ RBAR_NOINLINE double resultant_sum(const RunningPair<T>& window, Index features)
   return static_cast<double>(reduce_add(sum)) + tail;
 }
 
-// Gradient of weight·resultant_sum with respect to every phase of the window: dφ = cos φ·a − sin φ·b with
+// --- backward -----------------------------------------------------------------------------------
+
+// Phasors of one token into a row cos φ | sin φ | dφ/dx. Lanes past `features` are written too (as x = 0), so that
+// nothing downstream reads what was never set.
+template <class T>
+RBAR_NOINLINE void enter_phasors(const T* RBAR_RESTRICT x, Index features, T* RBAR_RESTRICT row) {
+  detail::for_phasors(x, features, detail::SigmoidPhase{}, [&](Index i, Index, const Phasor<T>& z) {
+    store(row + i, z.cosine);
+    store(row + feature_block + i, z.sine);
+    store(row + 2 * feature_block + i, z.slope);
+  });
+}
+
+// Gradient of weight·Σ|Σ e^{iφ}| with respect to every phase of the window: dφ = cos φ·a − sin φ·b with
 // a = weight·S/|Z|, b = weight·C/|Z|, Z = C + iS; 0 where Z = 0. Writes a | b.
 template <class T>
 RBAR_NOINLINE void resultant_gradient(const RunningPair<T>& window, T weight, Index features, T* row) {
@@ -110,20 +187,6 @@ RBAR_NOINLINE void add_window_gradient(const T* row, const RunningPair<T>& gradi
     const Batch<T> slope = load(row + 2 * feature_block + i);
     detail::store_up_to(dx + i, multiply_add(dphi, slope, detail::load_up_to(dx + i, n)), n);
   });
-}
-
-// Σ cos φ and Σ sin φ over the features of a ring row.
-template <class T>
-RBAR_NOINLINE PhaseSums block_phase_sums(const T* row, Index features) {
-  PhaseSums total;
-  Batch<T> cosine = zero<T>(), sine = zero<T>();
-  detail::for_registers<T>(features, [&](Index i, Index n) {
-    cosine = cosine + detail::load_up_to(row + i, n);
-    sine = sine + detail::load_up_to(row + feature_block + i, n);
-  });
-  total.cosine = static_cast<double>(reduce_add(cosine));
-  total.sine = static_cast<double>(reduce_add(sine));
-  return total;
 }
 
 }  // namespace rbar::simd
