@@ -1,6 +1,7 @@
 // Number types as they lie in files, and their exact conversion to the types we compute in.
 #pragma once
 
+#include "rbar/core/bf16.hpp"
 #include "rbar/core/error.hpp"
 
 #include <bit>
@@ -24,12 +25,8 @@ enum class Dtype { F64, F32, F16, BF16, I64, I32, I16, I8, U64, U32, U16, U8, BO
 struct Half {  // IEEE binary16: 1 sign, 5 exponent, 10 mantissa bits
   std::uint16_t bits;
 };
-struct BFloat16 {  // the upper half of a binary32
-  std::uint16_t bits;
-};
 
-// Every binary16 is a binary32: both conversions are exact, NaN payloads included.
-constexpr float to_float(BFloat16 value) { return std::bit_cast<float>(std::uint32_t{value.bits} << 16); }
+// Every binary16 is a binary32: the conversion is exact, NaN payloads included, as is that of BFloat16 (core/bf16.hpp).
 constexpr float to_float(Half value) {
   const std::uint32_t sign = (value.bits & 0x8000u) << 16;
   const std::uint32_t exponent = (value.bits >> 10) & 0x1fu;

@@ -1,0 +1,133 @@
+#include "rbar/core/parallel.hpp"
+#include "rbar/core/random.hpp"
+#include "rbar/simd/bf16_gemm.hpp"
+#include "support/catch.hpp"
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+using namespace rbar;
+using simd::Index;
+
+namespace {
+
+std::vector<float> random_floats(Index count, std::uint64_t seed) {
+  Rng rng(seed);
+  std::vector<float> values(static_cast<std::size_t>(count));
+  for (float& value : values) value = static_cast<float>(rng.normal(0, 1));
+  return values;
+}
+std::vector<BFloat16> rounded(const std::vector<float>& values) {
+  std::vector<BFloat16> result(values.size());
+  to_bf16(values, result.data());
+  return result;
+}
+std::vector<float> product(Index m, Index n, Index k, const std::vector<float>& a, const std::vector<BFloat16>& b) {
+  std::vector<float> c(static_cast<std::size_t>(m * n));
+  simd::bf16_gemm(m, n, k, a.data(), k, b.data(), k, c.data(), n, /*accumulate=*/false);
+  return c;
+}
+
+}  // namespace
+
+TEST_CASE("rounding to bf16 takes the nearest, ties to even") {
+  CHECK(to_float(to_bf16(1.0f)) == 1.0f);
+  CHECK(to_float(to_bf16(1.00390625f)) == 1.0f);          // 1 + 2⁻⁸: a tie, down to the even mantissa
+  CHECK(to_float(to_bf16(1.01171875f)) == 1.015625f);     // 1 + 3·2⁻⁸: a tie, up to the even one
+  CHECK(to_float(to_bf16(1.0039063692f)) == 1.0078125f);  // just above a tie
+  CHECK(to_float(to_bf16(-1.01171875f)) == -1.015625f);
+  CHECK(to_float(to_bf16(std::numeric_limits<float>::max())) == std::numeric_limits<float>::infinity());
+  CHECK(to_float(to_bf16(-std::numeric_limits<float>::infinity())) == -std::numeric_limits<float>::infinity());
+  CHECK(to_bf16(-0.0f).bits == 0x8000);
+  CHECK(std::abs(to_float(to_bf16(3e-39f)) - 3e-39f) < 5e-41f);  // subnormals are not flushed
+  for (const std::uint32_t nan : {0x7f800001u, 0x7fffffffu, 0xff800001u, 0xffc12345u}) {
+    const BFloat16 result = to_bf16(std::bit_cast<float>(nan));
+    INFO(nan);
+    CHECK(std::isnan(to_float(result)));
+    CHECK((result.bits >> 15) == (nan >> 31));
+  }
+  Rng rng(1);
+  for (int i = 0; i < 10000; ++i) {
+    const auto value = static_cast<float>(std::exp(rng.uniform(-60, 60)) * (rng.uniform() < 0.5 ? -1 : 1));
+    const BFloat16 nearest = to_bf16(value);
+    const float error = std::abs(to_float(nearest) - value);
+    for (const int step : {-1, 1})
+      REQUIRE(error <= std::abs(to_float({static_cast<std::uint16_t>(nearest.bits + step)}) - value));
+  }
+}
+
+// Naive: both factors rounded to bf16, products summed in fp32, front to back.
+TEST_CASE("products with bf16 weights are at most twice as far from exact ones as the naive ones are") {
+  const Index sizes[][3] = {{1, 1, 1},   {1, 7, 5},    {2, 4, 32},    {3, 5, 31},     {4, 9, 33},   {5, 130, 64},
+                            {17, 6, 95}, {66, 37, 70}, {1, 256, 513}, {130, 19, 257}, {8, 64, 2048}};
+  for (const auto& [m, n, k] : sizes) {
+    INFO(m << " × " << n << " × " << k);
+    const auto a = random_floats(m * k, 1), weights = random_floats(n * k, 2);
+    const auto b = rounded(weights), rounded_a = rounded(a);
+    const auto c = product(m, n, k, a, b);
+    double error = 0, naive_error = 0, apart = 0;
+    for (Index i = 0; i < m; ++i)
+      for (Index j = 0; j < n; ++j) {
+        double exact = 0, of_rounded = 0;
+        float naive = 0;
+        for (Index p = 0; p < k; ++p) {
+          const auto x = static_cast<std::size_t>(i * k + p), w = static_cast<std::size_t>(j * k + p);
+          exact += static_cast<double>(a[x]) * static_cast<double>(weights[w]);
+          of_rounded += static_cast<double>(a[x]) * static_cast<double>(to_float(b[w]));
+          naive += to_float(rounded_a[x]) * to_float(b[w]);
+        }
+        const auto ours = static_cast<double>(c[static_cast<std::size_t>(i * n + j)]);
+        error = std::max(error, std::abs(ours - exact));
+        naive_error = std::max(naive_error, std::abs(static_cast<double>(naive) - exact));
+        apart = std::max(apart, std::abs(ours - of_rounded));
+      }
+    CHECK(error <= 2 * naive_error);
+    // Nothing is rounded but the weights: the rest is fp32.
+    CHECK(apart <= 1e-6 * static_cast<double>(k) + 1e-6);
+  }
+}
+
+TEST_CASE("a row of a product with bf16 weights does not know the others, nor the number of threads") {
+  const Index m = 71, n = 43, k = 203;
+  const auto a = random_floats(m * k, 3);
+  const auto b = rounded(random_floats(n * k, 4));
+  const auto together = product(m, n, k, a, b);
+  for (const Index i : {Index{0}, Index{5}, Index{64}, m - 1}) {
+    const std::vector<float> row(a.begin() + i * k, a.begin() + (i + 1) * k);
+    CHECK(product(1, n, k, row, b) == std::vector<float>(together.begin() + i * n, together.begin() + (i + 1) * n));
+  }
+  for (const int threads : {2, 5}) {
+    set_num_threads(threads);
+    CHECK(product(m, n, k, a, b) == together);
+  }
+  set_num_threads(1);
+}
+
+TEST_CASE("products with bf16 weights accumulate, keep to their rows and pass NaN and infinity on") {
+  const Index m = 3, n = 5, k = 37, ldc = 7;
+  auto a = random_floats(m * k, 5);
+  auto b = rounded(random_floats(n * k, 6));
+  const auto plain = product(m, n, k, a, b);
+  std::vector<float> c(static_cast<std::size_t>(m * ldc), 2.0f);
+  simd::bf16_gemm(m, n, k, a.data(), k, b.data(), k, c.data(), ldc, /*accumulate=*/true);
+  for (Index i = 0; i < m; ++i)
+    for (Index j = 0; j < ldc; ++j) {
+      const float expected = j < n ? 2.0f + plain[static_cast<std::size_t>(i * n + j)] : 2.0f;
+      CHECK(c[static_cast<std::size_t>(i * ldc + j)] == expected);
+    }
+  simd::bf16_gemm(m, n, 0, a.data(), k, b.data(), k, c.data(), ldc, /*accumulate=*/false);
+  CHECK(c[0] == 0);
+  CHECK(c[5] == 2);
+
+  a[static_cast<std::size_t>(k + 36)] = std::numeric_limits<float>::quiet_NaN();
+  b[static_cast<std::size_t>(2 * k)] = to_bf16(std::numeric_limits<float>::infinity());
+  const auto result = product(m, n, k, a, b);
+  for (Index i = 0; i < m; ++i)
+    for (Index j = 0; j < n; ++j) {
+      const float value = result[static_cast<std::size_t>(i * n + j)];
+      INFO(i << ", " << j);
+      CHECK(std::isnan(value) == (i == 1));
+      CHECK(std::isinf(value) == (i != 1 && j == 2));
+    }
+}
