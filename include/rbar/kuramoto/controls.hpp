@@ -80,8 +80,18 @@ namespace detail {
 
 struct WrappedPhase {
   template <class T>
-  RBAR_INLINE simd::Phasor<T> operator()(const simd::Batch<T>& angle) const {
+  RBAR_INLINE const T* prepare(const T* angles, Index, T*) const {
+    return angles;
+  }
+  template <class T>
+  RBAR_INLINE simd::Phasor<T> phasor(const simd::Batch<T>& angle) const {
     return simd::angle_phasor(simd::wrap_angle(angle));
+  }
+  template <class T>
+  RBAR_INLINE void add(const simd::Batch<T>& angle, simd::Batch<T>& cosine, simd::Batch<T>& half_sine) const {
+    const simd::Phasor<T> z = phasor<T>(angle);
+    cosine = cosine + z.cosine;
+    half_sine = simd::multiply_add(simd::broadcast(T(0.5)), z.sine, half_sine);
   }
 };
 
