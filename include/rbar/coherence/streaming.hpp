@@ -37,7 +37,8 @@ void coherence_step(std::type_identity_t<ConstTensorView<T, 3>> hidden, const Co
   }
 
   const bool cross = config.mode == CoherenceMode::cross;
-  const Index blocks = detail::feature_blocks(features), slots = (cross ? config.offsets : config.window) + 1;
+  const Index blocks = detail::feature_blocks(features),
+              slots = cross ? config.offsets + 1 : config.window + simd::window_group;
   const Shape<3> ring_shape =
       cross ? Shape<3>{batch, slots, 2 * features} : Shape<3>{batch, blocks, slots * 2 * simd::feature_block};
   if (state.seen == 0) {

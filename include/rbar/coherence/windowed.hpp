@@ -37,7 +37,7 @@ struct TokenWindows {
   Index clamp(Index token) const { return std::clamp(token, Index{0}, tokens - 1); }
   // Tokens in the window of `token`, padding included.
   Index count(Index token) const { return replicate ? window : std::min(token + 1, window); }
-  Index slots() const { return std::min(window + 1, tokens); }  // tokens alive at once
+  Index slots() const { return std::min(window + simd::window_group, tokens); }  // tokens alive at once
 };
 
 inline Index feature_blocks(Index features) { return (features + simd::feature_block - 1) / simd::feature_block; }
@@ -72,25 +72,37 @@ struct MovingWindow {
   simd::WindowSums<T> sums;
   Index last_nan = -1;  // the last entry with a NaN, which makes the windows that hold it NaN
 
-  // Entry i of `window` entries enters, i − window leaves (null: there is none). Σ_d |Z_d|.
-  double slide(Index i, Index window, const T* entering, const T* leaving, Index features) {
-    const double resultant = simd::slide_window(sums, entering, leaving, features);
+  // Σ_d |Z_d| of the window that ends at entry i.
+  double checked(double resultant, Index i, Index window) const {
     return last_nan > i - window && last_nan >= 0 ? std::numeric_limits<double>::quiet_NaN() : resultant;
   }
 };
 
 // One task, causal: `count` new tokens after the `seen` that z and the ring know of. Forward is a step from nothing,
-// so streaming has the bits of the whole sequence. ring: [slots, 2, feature_block], slots > window or ≥ all tokens.
+// so streaming has the bits of the whole sequence. ring: [slots, 2, feature_block], slots ≥ window + window_group or
+// all tokens.
 template <class T>
 void windowed_step(const T* x, Index stride, Index features, Index seen, Index count, Index window, Index slots,
                    T* ring, MovingWindow<T>& z, BlockCoherence* out) {
   const auto row = [&](Index token) { return ring + token % slots * 2 * simd::feature_block; };
-  for (Index i = 0; i < count; ++i) {
-    const Index t = seen + i;
-    const simd::PhaseSums token = simd::enter_window(x + i * stride, features, row(t));
-    if (std::isnan(token.cosine)) z.last_nan = t;
-    const double resultant = z.slide(t, window, row(t), t >= window ? row(t - window) : nullptr, features);
-    out[i] = {resultant / static_cast<double>(std::min(t + 1, window)), token.cosine, token.sine};
+  for (Index begin = 0; begin < count; begin += simd::window_group) {
+    const Index size = std::min(simd::window_group, count - begin);
+    simd::WindowRows<T> rows;
+    for (Index k = 0; k < size; ++k) {
+      const Index t = seen + begin + k;
+      rows.entering[k] = row(t);
+      rows.leaving[k] = t >= window ? row(t - window) : nullptr;
+    }
+    simd::PhaseSums sums[simd::window_group];
+    double resultants[simd::window_group];
+    simd::enter_window(x + begin * stride, stride, size, features, rows, sums);
+    simd::slide_window(z.sums, rows, size, features, resultants);
+    for (Index k = 0; k < size; ++k) {
+      const Index t = seen + begin + k;
+      if (std::isnan(sums[k].cosine)) z.last_nan = t;
+      const double resultant = z.checked(resultants[k], t, window);
+      out[begin + k] = {resultant / static_cast<double>(std::min(t + 1, window)), sums[k].cosine, sums[k].sine};
+    }
   }
 }
 
@@ -104,15 +116,18 @@ void windowed_reference(const T* x, Index stride, Index features, const TokenWin
   Index entered = 0, nan_token = -1;
   for (Index i = 0; i < windows.tokens + w - 1; ++i) {
     const Index token = i - windows.left, t = i - w + 1;
+    const simd::WindowRows<T> rows{{row(token)}, {i >= w ? row(token - w) : nullptr}};
     if (windows.clamp(token) == entered) {
-      const simd::PhaseSums sums = simd::enter_window(x + entered * stride, features, row(entered));
+      simd::PhaseSums sums;
+      simd::enter_window(x + entered * stride, stride, 1, features, rows, &sums);
       if (std::isnan(sums.cosine)) nan_token = entered;
       out[entered] = {0, sums.cosine, sums.sine};
       ++entered;
     }
     if (windows.clamp(token) == nan_token) z.last_nan = i;
-    const double resultant = z.slide(i, w, row(token), i >= w ? row(token - w) : nullptr, features);
-    if (t >= 0) out[t].resultant = resultant / static_cast<double>(w);
+    double resultant;
+    simd::slide_window(z.sums, rows, 1, features, &resultant);
+    if (t >= 0) out[t].resultant = z.checked(resultant, i, w) / static_cast<double>(w);
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <numbers>
+#include <type_traits>
 
 namespace rbar::simd {
 
@@ -27,11 +28,26 @@ RBAR_INLINE Batch<double> wrap_angle(const Batch<double>& theta) {
   return theta - turns * broadcast(2 * std::numbers::pi);
 }
 
-// cos θ and sin θ of a wrapped angle, in half angles as in phase.hpp; float within 6e-7.
-RBAR_INLINE Phasor<float> angle_phasor(const Batch<float>& theta) {
-  const detail::HalfAngle half = detail::half_angle(theta * broadcast(std::numbers::inv_pi_v<float>));
+// cos θ and sin θ for θ = πt with t in [−1, 1], in half angles as in phase.hpp; float within 6e-7.
+RBAR_INLINE Phasor<float> half_turn_phasor(const Batch<float>& t) {
+  const detail::HalfAngle half = detail::half_angle(t);
   const Batch<float> product = half.sine * half.cosine;
   return {(half.cosine - half.sine) * (half.cosine + half.sine), -(product + product), broadcast(1.0f)};
+}
+RBAR_INLINE Phasor<double> half_turn_phasor(const Batch<double>& t) {
+  const Batch<double> theta = t * broadcast(std::numbers::pi);
+  return {xsimd::cos(theta), xsimd::sin(theta), broadcast(1.0)};
+}
+// t − 2·round(t/2): half turns into [−1, 1], exactly, for |t| below 2²². Adding the magic number rounds to an even one.
+template <class T>
+RBAR_INLINE Batch<T> wrap_half_turns(const Batch<T>& t) {
+  const Batch<T> magic = broadcast(std::is_same_v<T, float> ? T(0x1.8p24) : T(0x1.8p53));
+  return t - ((t + magic) - magic);
+}
+
+// cos θ and sin θ of a wrapped angle.
+RBAR_INLINE Phasor<float> angle_phasor(const Batch<float>& theta) {
+  return half_turn_phasor(theta * broadcast(std::numbers::inv_pi_v<float>));
 }
 RBAR_INLINE Phasor<double> angle_phasor(const Batch<double>& theta) {
   return {xsimd::cos(theta), xsimd::sin(theta), broadcast(1.0)};
@@ -165,26 +181,36 @@ RBAR_INLINE Batch<T> phase_velocity(const Phasor<T>& z, const Batch<T>& cosines,
   return multiply_add(strength_over_count, sines * z.cosine - cosines * z.sine, frequency);
 }
 
-// One step of all registers of one position. field(stage, register, phasor) -> dθ/ds.
+// One step of all registers of one position, whose angles and velocities are in half turns.
+// field(stage, register, phasor) -> dθ/ds. Each part of the work is done for all registers before the next, so that
+// their chains of operations run side by side.
 template <class T, class Field>
 RBAR_INLINE void oscillator_step(Columns<T>& theta, const OscillatorSteps& steps, Field&& field) {
   const Batch<T> dt = broadcast(static_cast<T>(steps.step_size));
+  const auto velocities = [&](Index stage, const Columns<T>& y) {
+    Phasor<T> z[oscillator_registers];
+    for (Index r = 0; r < oscillator_registers; ++r) z[r] = half_turn_phasor(y.at[r]);
+    Columns<T> velocity;
+    for (Index r = 0; r < oscillator_registers; ++r) velocity.at[r] = field(stage, r, z[r]);
+    return velocity;
+  };
   if (!steps.runge_kutta) {
+    const Columns<T> velocity = velocities(0, theta);
     for (Index r = 0; r < oscillator_registers; ++r)
-      theta.at[r] = wrap_angle(multiply_add(dt, field(0, r, angle_phasor(theta.at[r])), theta.at[r]));
+      theta.at[r] = wrap_half_turns<T>(multiply_add(dt, velocity.at[r], theta.at[r]));
     return;
   }
   Columns<T> y = theta, moved = theta;
   for (Index stage = 0; stage < 4; ++stage) {
     const Batch<T> reach = broadcast(static_cast<T>(rk_reach[stage] * steps.step_size));
     const Batch<T> weight = broadcast(static_cast<T>(rk_weight[stage] * steps.step_size));
+    const Columns<T> velocity = velocities(stage, y);
     for (Index r = 0; r < oscillator_registers; ++r) {
-      const Batch<T> velocity = field(stage, r, angle_phasor(y.at[r]));
-      moved.at[r] = multiply_add(weight, velocity, moved.at[r]);
-      y.at[r] = wrap_angle(multiply_add(reach, velocity, theta.at[r]));
+      moved.at[r] = multiply_add(weight, velocity.at[r], moved.at[r]);
+      y.at[r] = wrap_half_turns<T>(multiply_add(reach, velocity.at[r], theta.at[r]));
     }
   }
-  for (Index r = 0; r < oscillator_registers; ++r) theta.at[r] = wrap_angle(moved.at[r]);
+  for (Index r = 0; r < oscillator_registers; ++r) theta.at[r] = wrap_half_turns<T>(moved.at[r]);
 }
 
 }  // namespace detail
@@ -201,12 +227,15 @@ RBAR_NOINLINE void advance_causal(const OscillatorBlock<T>& block, T* theta, Ind
                                   T* RBAR_RESTRICT record) {
   constexpr Index L = lanes<T>, width = oscillator_columns<T>;
   const OscillatorSteps steps = block.steps;
-  const detail::Columns<T> frequency = detail::load_columns(block.frequency, width);
+  // Within this loop angles are in half turns: wrapping one is exact and takes additions alone.
+  const Batch<T> half_turns = broadcast(std::numbers::inv_pi_v<T>), radians = broadcast(std::numbers::pi_v<T>);
+  detail::Columns<T> frequency = detail::load_columns(block.frequency, width);
+  for (Batch<T>& f : frequency.at) f = f * half_turns;
   for (Index t = 0; t < tokens; ++t) {
     detail::Columns<T> pull = detail::load_columns(block.strength, width);  // K/n
-    for (Batch<T>& p : pull.at) p = p * broadcast(T(1) / static_cast<T>(seen + t + 1));
+    for (Batch<T>& p : pull.at) p = p * (half_turns * broadcast(T(1) / static_cast<T>(seen + t + 1)));
     detail::Columns<T> angle = detail::load_columns(theta + t * stride, columns);
-    for (Batch<T>& a : angle.at) a = wrap_angle(a);
+    for (Batch<T>& a : angle.at) a = wrap_half_turns<T>(wrap_angle(a) * half_turns);
     for (Index step = 0; step < steps.steps; ++step)
       detail::oscillator_step<T>(angle, steps, [&](Index stage, Index r, const Phasor<T>& z) {
         const Index evaluation = step * steps.stages() + stage;
@@ -226,6 +255,7 @@ RBAR_NOINLINE void advance_causal(const OscillatorBlock<T>& block, T* theta, Ind
         }
         return detail::phase_velocity(z, cosines, sines, frequency.at[r], pull.at[r]);
       });
+    for (Batch<T>& a : angle.at) a = a * radians;
     detail::store_columns(theta + t * stride, angle, columns);
   }
 }

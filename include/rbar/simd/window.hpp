@@ -9,7 +9,7 @@
 
 #include "rbar/simd/phase.hpp"
 
-#include <cmath>
+#include <array>
 
 namespace rbar::simd {
 
@@ -74,78 +74,113 @@ namespace detail {
 RBAR_INLINE Batch<float> window_entry(const Batch<float>& z) { return z + broadcast(3.0f); }
 RBAR_INLINE Batch<double> window_entry(const Batch<double>& z) { return z; }
 
-// sums += entering − leaving, and the sum.
-RBAR_INLINE Batch<float> slide_sum(WindowSums<float>& sums, Index which, Index i, const Batch<float>& entering,
-                                   const Batch<float>& leaving) {
+// One register of the sums, while tokens pass.
+template <class T>
+struct SlidingSum {
+  Batch<T> sum;
+  SlidingSum(const WindowSums<T>& sums, Index which, Index i) : sum(load(sums.sum[which] + i)) {}
+  RBAR_INLINE void keep(WindowSums<T>& sums, Index which, Index i) const { store(sums.sum[which] + i, sum); }
+  RBAR_INLINE Batch<T> slide(const Batch<T>& entering, const Batch<T>& leaving) {
+    return sum = sum + (entering - leaving);
+  }
+};
+template <>
+struct SlidingSum<float> {
   using Integers = Batch<std::int32_t>;
-  std::int32_t *high_at = sums.high[which] + i, *low_at = sums.low[which] + i;
-  const Integers difference = Integers::load_aligned(low_at) + (to_bits(entering) - to_bits(leaving));
-  const Integers high = Integers::load_aligned(high_at) + (difference >> 11), low = difference & Integers(2047);
-  high.store_aligned(high_at);
-  low.store_aligned(low_at);
-  return multiply_add(xsimd::to_float(high), broadcast(0x1p-11f), xsimd::to_float(low) * broadcast(0x1p-22f));
-}
-RBAR_INLINE Batch<double> slide_sum(WindowSums<double>& sums, Index which, Index i, const Batch<double>& entering,
-                                    const Batch<double>& leaving) {
-  const Batch<double> sum = load(sums.sum[which] + i) + (entering - leaving);
-  store(sums.sum[which] + i, sum);
-  return sum;
-}
+  Integers high, low;
+  SlidingSum(const WindowSums<float>& sums, Index which, Index i)
+      : high(Integers::load_aligned(sums.high[which] + i)), low(Integers::load_aligned(sums.low[which] + i)) {}
+  RBAR_INLINE void keep(WindowSums<float>& sums, Index which, Index i) const {
+    high.store_aligned(sums.high[which] + i);
+    low.store_aligned(sums.low[which] + i);
+  }
+  RBAR_INLINE Batch<float> slide(const Batch<float>& entering, const Batch<float>& leaving) {
+    const Integers sum = low + (to_bits(entering) - to_bits(leaving));
+    high = high + (sum >> 11);
+    low = sum & Integers(2047);
+    return multiply_add(xsimd::to_float(high), broadcast(0x1p-11f), xsimd::to_float(low) * broadcast(0x1p-22f));
+  }
+};
 
 }  // namespace detail
 
-// The phasors of one token into a row of window entries, cosines | sines, and their sums over the features. A token
-// with a NaN has NaN sums and an empty row, so that its phasors do not stay in the window's sums for ever.
 template <class T>
-RBAR_NOINLINE PhaseSums enter_window(const T* RBAR_RESTRICT x, Index features, T* RBAR_RESTRICT row) {
-  PhaseSums total;
-  Batch<T> cosine = zero<T>(), sine = zero<T>();
-  detail::for_phasors(x, features, detail::SigmoidPhase{}, [&](Index i, Index n, const Phasor<T>& z) {
-    store(row + i, detail::window_entry(z.cosine));
-    store(row + feature_block + i, detail::window_entry(z.sine));
-    if (n == lanes<T>) {
-      cosine = cosine + z.cosine;
-      sine = sine + z.sine;
-    } else {
+inline constexpr std::array<T, lanes<T>> lane_ones = [] {
+  std::array<T, lanes<T>> ones{};
+  ones.fill(T(1));
+  return ones;
+}();
+
+// Tokens pass in groups: each part of the work is then long enough to keep a core busy.
+inline constexpr Index window_group = 8;
+
+// Rows of a ring that a group enters and leaves; a leaving row is null where nothing leaves.
+template <class T>
+struct WindowRows {
+  T* entering[window_group];
+  const T* leaving[window_group];
+};
+
+// The phasors of `count` <= window_group tokens into their entering rows, cosines | sines, and each token's sums over
+// the features. A token with a NaN has NaN sums and an empty row, so that it does not stay in the window's sums for
+// ever.
+template <class T>
+RBAR_NOINLINE void enter_window(const T* RBAR_RESTRICT x, Index stride, Index count, Index features,
+                                const WindowRows<T>& rows, PhaseSums* sums) {
+  alignas(64) T prepared[window_group][feature_block];
+  const detail::SigmoidPhase phase;
+  for (Index k = 0; k < count; ++k) phase.prepare(x + k * stride, features, prepared[k]);
+  for (Index k = 0; k < count; ++k) {
+    T* row = rows.entering[k];
+    Batch<T> cosine = zero<T>(), sine = zero<T>();
+    PhaseSums tail;
+    detail::for_registers<T>(features, [&](Index i, Index n) {
+      const Phasor<T> z = phase.template phasor<T>(detail::load_up_to(prepared[k] + i, n));
+      store(row + i, detail::window_entry(z.cosine));
+      store(row + feature_block + i, detail::window_entry(z.sine));
+      if (n == lanes<T>) {
+        cosine = cosine + z.cosine;
+        sine = sine + z.sine;
+        return;
+      }
       alignas(64) T c[lanes<T>], s[lanes<T>];
       store(c, z.cosine);
       store(s, z.sine);
       for (Index j = 0; j < n; ++j) {
-        total.cosine += static_cast<double>(c[j]);
-        total.sine += static_cast<double>(s[j]);
+        tail.cosine += static_cast<double>(c[j]);
+        tail.sine += static_cast<double>(s[j]);
       }
-    }
-  });
-  total.cosine += static_cast<double>(reduce_add(cosine));
-  total.sine += static_cast<double>(reduce_add(sine));
-  if (total.cosine != total.cosine)
-    for (Index i = 0; i < 2 * feature_block; i += lanes<T>) store(row + i, detail::window_entry(zero<T>()));
-  return total;
+    });
+    sums[k].cosine = tail.cosine + static_cast<double>(reduce_add(cosine));
+    sums[k].sine = tail.sine + static_cast<double>(reduce_add(sine));
+    if (sums[k].cosine != sums[k].cosine)
+      for (Index i = 0; i < 2 * feature_block; i += lanes<T>) store(row + i, detail::window_entry(zero<T>()));
+  }
 }
 
-// Moves the window by a token, `leaving` null where none leaves. Returns Σ over the block's features of the resultant
-// length |Σ e^{iφ}| of the window (not yet divided by the count).
+// Moves the window over the group's tokens. resultant[k] is Σ over the block's features of the length |Σ e^{iφ}| of
+// token k's window (not yet divided by the count).
 template <class T>
-RBAR_NOINLINE double slide_window(WindowSums<T>& window, const T* entering, const T* leaving, Index features) {
-  Batch<T> sum = zero<T>();
-  double tail = 0;
-  const Batch<T> nothing = detail::window_entry(zero<T>());
+RBAR_NOINLINE void slide_window(WindowSums<T>& window, const WindowRows<T>& rows, Index count, Index features,
+                                double* resultant) {
+  constexpr Index L = lanes<T>;
+  alignas(64) T lengths[window_group][L] = {}, outside[L];
+  store(outside, detail::window_entry(zero<T>()));
   detail::for_registers<T>(features, [&](Index i, Index n) {
-    const auto coordinate = [&](Index which) {
-      const Index at = which * feature_block + i;
-      return detail::slide_sum(window, which, i, load(entering + at), leaving ? load(leaving + at) : nothing);
-    };
-    const Batch<T> c = coordinate(0), s = coordinate(1);
-    const Batch<T> length = xsimd::sqrt(multiply_add(c, c, s * s));
-    if (n == lanes<T>) {
-      sum = sum + length;
-    } else {
-      alignas(64) T buffer[lanes<T>];
-      store(buffer, length);
-      for (Index j = 0; j < n; ++j) tail += static_cast<double>(buffer[j]);
+    detail::SlidingSum<T> cosine(window, 0, i), sine(window, 1, i);
+    // Lanes past the features would count as x = 0.
+    const Batch<T> counts = n == L ? broadcast(T(1)) : load_partial(lane_ones<T>.data(), n);
+    for (Index k = 0; k < count; ++k) {
+      const T *in = rows.entering[k] + i, *out = rows.leaving[k];
+      const Batch<T> c = cosine.slide(load(in), load(out ? out + i : outside));
+      const Batch<T> s = sine.slide(load(in + feature_block), load(out ? out + feature_block + i : outside));
+      const Batch<T> length = xsimd::sqrt(multiply_add(c, c, s * s));
+      store(lengths[k], multiply_add(counts, length, load(lengths[k])));
     }
+    cosine.keep(window, 0, i);
+    sine.keep(window, 1, i);
   });
-  return static_cast<double>(reduce_add(sum)) + tail;
+  for (Index k = 0; k < count; ++k) resultant[k] = static_cast<double>(reduce_add(load(lengths[k])));
 }
 
 // --- backward -----------------------------------------------------------------------------------
