@@ -45,6 +45,9 @@ struct MultiHeadAttention {
     visit_layer(visit, "v_proj", v_proj);
     visit_layer(visit, "out_proj", out_proj);
   }
+  void round_weights() {
+    for (Linear<T>* map : {&q_proj, &k_proj, &v_proj, &out_proj}) map->round_weights();
+  }
 
   // Every token.
   void forward(ConstTensorView<T, 3> x, Tensor<T, 3>& y, Cache& cache) const {

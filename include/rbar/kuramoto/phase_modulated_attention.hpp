@@ -103,6 +103,10 @@ struct PhaseModulatedAttention {
     }
   }
 
+  // The large maps, for inference; those of phases and coupling have a row a head at most.
+  void round_weights() {
+    for (Linear<T>* map : {&q_proj, &k_proj, &v_proj, &out_proj}) map->round_weights();
+  }
   void parameters(auto&& visit) {
     visit_layer(visit, "q_proj", q_proj);
     visit_layer(visit, "k_proj", k_proj);

@@ -27,7 +27,7 @@ struct ModelEnds {
   Embedding<T> token_embedding;     // [V, D]
   Embedding<T> position_embedding;  // [longest sequence, D], or no elements
   Norm final_norm;
-  Linear<T> lm_head;  // [V, D], without weights where tied
+  Linear<T> lm_head;  // [V, D], without weights where tied and not rounded
 
   ModelEnds() = default;
   // positions = 0: none are learned.
@@ -44,6 +44,13 @@ struct ModelEnds {
   Index dim() const { return token_embedding.dim(); }
   bool learns_positions() const { return position_embedding.weight.size() > 0; }
   bool tied() const { return lm_head.weight.size() == 0; }
+
+  // For inference: the head, tied or not, in bf16. A tied one becomes a copy; the table of the tokens stays, as few of
+  // its rows are ever read.
+  void round_weights() {
+    if (tied() && !lm_head.is_rounded()) lm_head.weight = token_embedding.weight;
+    lm_head.round_weights();
+  }
 
   // tokens [B, T], the first of them at `first_position` -> hidden [B, T, D].
   void embed(ConstTensorView<Token, 2> tokens, Index first_position, Tensor<T, 3>& hidden) const {
@@ -77,6 +84,7 @@ struct ModelEnds {
     ensure_shape(cache.normed, shape_of(hidden));
     ensure_shape(logits, {hidden.dimension(0), hidden.dimension(1), vocabulary()});
     final_norm.forward(rows(hidden), rows(cache.normed), cache.norm);
+    if (lm_head.is_rounded()) return lm_head.forward(rows(std::as_const(cache.normed)), rows(logits));
     gemm(Transpose::no, Transpose::yes, count, vocabulary(), dim(), cache.normed.data(), dim(), head_weight().data(),
          dim(), logits.data(), vocabulary());
   }
@@ -84,6 +92,8 @@ struct ModelEnds {
                      Tensor<T, 3>& dhidden, ModelEnds& grad) const {
     require_shape("head_backward", "dlogits", dlogits, {hidden.dimension(0), hidden.dimension(1), vocabulary()});
     require_shape("head_backward", "cache", shape_of(cache.normed), shape_of(hidden));
+    require(!lm_head.is_rounded(), "head_backward", "head", "one that was not rounded to bf16 for inference",
+            "rounded");
     const Index count = rows(hidden).rows();
     ensure_shape(cache.dnormed, shape_of(hidden));
     ensure_shape(dhidden, shape_of(hidden));

@@ -51,7 +51,7 @@ struct MixerBlock {
     feed_forward = SwiGLU<T>(dim, hidden, /*bias=*/false, rng);
   }
 
-  bool has_feed_forward() const { return feed_forward.up.weight.size() > 0; }
+  bool has_feed_forward() const { return feed_forward.up.out() > 0; }
 
   // The two branches draw from the dropout streams `stream` and `stream + 1`. What the mixer takes beside h: `more`.
   template <class... More>
@@ -108,6 +108,10 @@ struct MixerBlock {
     if (!has_feed_forward()) return;
     visit_layer(visit, "norm2", norm2);
     visit_layer(visit, "feed_forward", feed_forward);
+  }
+  void round_weights() {
+    mixer.round_weights();
+    if (has_feed_forward()) feed_forward.round_weights();
   }
 
  private:

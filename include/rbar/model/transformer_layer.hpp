@@ -133,6 +133,10 @@ struct TransformerLayer {
     visit_layer(visit, "norm2", norm2);
     visit_layer(visit, "feed_forward", feed_forward);
   }
+  void round_weights() {
+    attention.round_weights();
+    feed_forward.round_weights();
+  }
 
  private:
   void to_feed_forward(ConstTensorView<T, 3> h, const DropoutState& dropout, std::uint64_t stream, Cache& cache,

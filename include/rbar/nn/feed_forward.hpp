@@ -59,6 +59,9 @@ struct FeedForward {
     visit_layer(visit, "up", up);
     visit_layer(visit, "down", down);
   }
+  void round_weights() {
+    for (Linear<T>* map : {&up, &down}) map->round_weights();
+  }
 
  private:
   ConstMatrixView<T> activated(const Cache& cache) const {
@@ -128,6 +131,9 @@ struct SwiGLU {
     visit_layer(visit, "gate", gate);
     visit_layer(visit, "up", up);
     visit_layer(visit, "down", down);
+  }
+  void round_weights() {
+    for (Linear<T>* map : {&gate, &up, &down}) map->round_weights();
   }
 
  private:

@@ -5,8 +5,10 @@
 #include "rbar/core/parameters.hpp"
 #include "rbar/nn/init.hpp"
 #include "rbar/simd/batch.hpp"
+#include "rbar/simd/bf16_gemm.hpp"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace rbar {
 
@@ -48,13 +50,14 @@ void add_column_sums(ConstMatrixView<T> x, T* total) {
 }  // namespace detail
 
 // Works on the rows of anything: [N, in] -> [N, out]. Without a bias, `bias` has no elements.
-// Errors: a matrix of another width, or x and y with different numbers of rows.
+// Errors: a matrix of another width, or x and y with different numbers of rows; training or saving rounded weights.
 template <class T>
 struct Linear {
   using Scalar = T;
 
-  Tensor<T, 2> weight;  // [out, in]
-  Tensor<T, 1> bias;    // [out] or empty
+  Tensor<T, 2> weight;          // [out, in]
+  Tensor<T, 1> bias;            // [out] or empty
+  Tensor<BFloat16, 2> rounded;  // [out, in] the weight after round_weights, and `weight` then has no elements
 
   Linear() = default;
   // Xavier-uniform weight, zero bias.
@@ -64,8 +67,18 @@ struct Linear {
     bias.setZero();
   }
 
-  Index in() const { return weight.dimension(1); }
-  Index out() const { return weight.dimension(0); }
+  Index in() const { return is_rounded() ? rounded.dimension(1) : weight.dimension(1); }
+  Index out() const { return is_rounded() ? rounded.dimension(0) : weight.dimension(0); }
+
+  // For inference: the weight in half the memory, which decoding reads in half the time.
+  bool is_rounded() const { return rounded.size() > 0; }
+  void round_weights() {
+    static_assert(std::is_same_v<T, float>);
+    if (is_rounded()) return;
+    ensure_shape(rounded, shape_of(weight));
+    to_bf16(elements(std::as_const(weight)), rounded.data());
+    weight = Tensor<T, 2>();
+  }
 
   void forward(ConstMatrixView<T> x, MatrixView<T> y) const {
     require_shape("Linear::forward", "x", x, {-1, in()});
@@ -73,6 +86,9 @@ struct Linear {
     // The bias is where the product starts: no pass of its own afterwards.
     const bool has_bias = bias.size() > 0;
     if (has_bias) detail::fill_rows(y, bias.data());
+    if constexpr (std::is_same_v<T, float>)
+      if (is_rounded())
+        return simd::bf16_gemm(x.rows(), out(), in(), x.data(), in(), rounded.data(), in(), y.data(), out(), has_bias);
     gemm(Transpose::no, Transpose::yes, x.rows(), out(), in(), x.data(), in(), weight.data(), in(), y.data(), out(),
          has_bias);
   }
@@ -80,6 +96,7 @@ struct Linear {
   // dW += dyᵀ x, db += Σ dy, dx (+)= dy W. An empty dx is skipped.
   void backward(ConstMatrixView<T> dy, ConstMatrixView<T> x, MatrixView<T> dx, Linear& grad,
                 bool accumulate_dx = false) const {
+    require_unrounded("Linear::backward");
     require_shape("Linear::backward", "x", x, {-1, in()});
     require_shape("Linear::backward", "dy", dy, {x.rows(), out()});
     require_shape("Linear::backward", "gradient of weight", grad.weight, {out(), in()});
@@ -93,8 +110,12 @@ struct Linear {
   }
 
   void parameters(auto&& visit) {
+    require_unrounded("Linear::parameters");
     visit("weight", weight);
     if (bias.size() > 0) visit("bias", bias);
+  }
+  void require_unrounded(std::string_view operation) const {
+    require(!is_rounded(), operation, "weight", "one that was not rounded to bf16 for inference", "rounded");
   }
 };
 

@@ -54,6 +54,9 @@ struct OneOf {
   void parameters(auto&& visit) {
     std::visit([&](auto& chosen) { chosen.parameters(visit); }, layer);
   }
+  void round_weights() {
+    std::visit([](auto& chosen) { chosen.round_weights(); }, layer);
+  }
 };
 
 }  // namespace rbar

@@ -135,6 +135,7 @@ struct SelectiveSSM {
 
   void backward(ConstTensorView<T, 3> dy, const Cache& cache, Tensor<T, 3>& dx, SelectiveSSM& grad) const {
     require_shape("SelectiveSSM::backward", "dy", shape_of(dy), shape_of(cache.input));
+    out_proj.require_unrounded("SelectiveSSM::backward");
     const Index batch = dy.dimension(0), tokens = dy.dimension(1), count = batch * tokens;
     const Index inner = config.inner(), rank = config.rank(), width = config.selection();
     ensure_shape(dx, shape_of(dy));
@@ -192,6 +193,10 @@ struct SelectiveSSM {
     return y;
   }
 
+  // The large maps, for inference.
+  void round_weights() {
+    for (Linear<T>* map : {&in_proj, &x_proj, &out_proj}) map->round_weights();
+  }
   void parameters(auto&& visit) {
     visit_layer(visit, "in_proj", in_proj);
     visit("conv_weight", conv_weight);
