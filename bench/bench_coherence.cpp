@@ -1,13 +1,11 @@
-// Coherence and the kernels under it. The plain reference (counter `speedup`) is the loop a textbook would program,
-// with std::exp, std::sin and std::cos in the same precision. FLOP are counted as written: a multiply-add is 2, each
-// of compare, divide and square root is 1.
+// Coherence (the element-wise kernels under it: bench_elements). The plain reference (counter `speedup`) is the loop a
+// textbook would program, with std::exp, std::sin and std::cos in the same precision. FLOP are counted as written: a
+// multiply-add is 2, each of compare, divide and square root is 1.
 #include "support.hpp"
 
 #include "rbar/coherence/circular.hpp"
 #include "rbar/coherence/phase_coherence.hpp"
 #include "rbar/core/random.hpp"
-#include "rbar/simd/energy.hpp"
-#include "rbar/simd/softmax.hpp"
 
 #include <cmath>
 #include <vector>
@@ -18,7 +16,6 @@ using namespace rbar;
 using bench::measure;
 
 constexpr double phasor_flops = 44;  // sigmoid_phase: cos and sin
-constexpr double exp_flops = 19;
 
 Tensor<float, 3> random_hidden(Index batch, Index tokens, Index features) {
   Tensor<float, 3> hidden(batch, tokens, features);
@@ -163,67 +160,6 @@ void circular(benchmark::State& state) {
   benchmark::DoNotOptimize(kappa + p_value);
 }
 BENCHMARK(circular)->ArgName("thousands")->Arg(64)->Apply(bench::standard);
-
-// --- kernels ------------------------------------------------------------------------------------
-
-void exponential(benchmark::State& state) {
-  const auto x = random_hidden(1, 1, state.range(0));
-  Tensor<float, 3> y = x;
-  const auto size = static_cast<double>(x.size());
-  measure(
-      state, {.flops = exp_flops * size, .elements = size},
-      [&] {
-        for (Index i = 0; i < x.size(); i += simd::lanes<float>)
-          simd::store(y.data() + i, simd::exp(simd::load(x.data() + i)));
-        benchmark::ClobberMemory();
-      },
-      [&] {
-        for (Index i = 0; i < x.size(); ++i) y.data()[i] = std::exp(x.data()[i]);
-        benchmark::ClobberMemory();
-      });
-}
-BENCHMARK(exponential)->ArgName("elements")->Arg(4096)->Arg(1 << 22)->Apply(bench::standard);
-
-void softmax(benchmark::State& state) {
-  const auto x = random_hidden(1, 64, state.range(0));
-  Tensor<float, 3> y = x;
-  const Index count = x.dimension(2);
-  const auto size = static_cast<double>(x.size());
-  measure(
-      state, {.flops = (exp_flops + 4) * size, .elements = size},
-      [&] {
-        for (Index row = 0; row < 64; ++row) simd::softmax_row(x.data() + row * count, count, y.data() + row * count);
-      },
-      [&] {
-        for (Index row = 0; row < 64; ++row) {
-          const float* in = x.data() + row * count;
-          float *out = y.data() + row * count, largest = in[0], sum = 0;
-          for (Index i = 1; i < count; ++i) largest = std::max(largest, in[i]);
-          for (Index i = 0; i < count; ++i) sum += out[i] = std::exp(in[i] - largest);
-          for (Index i = 0; i < count; ++i) out[i] /= sum;
-        }
-      });
-}
-BENCHMARK(softmax)->ArgName("columns")->Arg(64)->Arg(1024)->Apply(bench::standard);
-
-void energy(benchmark::State& state) {
-  const auto a = random_hidden(1, 1, state.range(0)), b = random_hidden(1, 2, state.range(0));
-  const auto size = static_cast<double>(a.size());
-  const float* other = b.data() + a.size();
-  double sum = 0;
-  measure(
-      state, {.bytes = 8 * size, .elements = size}, [&] { sum += simd::residual_energy(a.data(), other, a.size()); },
-      [&] {
-        float plain = 0;
-        for (Index i = 0; i < a.size(); ++i) {
-          const float difference = a.data()[i] - other[i];
-          plain += difference * difference;
-        }
-        benchmark::DoNotOptimize(plain);
-      });
-  benchmark::DoNotOptimize(sum);
-}
-BENCHMARK(energy)->ArgName("elements")->Arg(4096)->Arg(1 << 16)->Arg(1 << 24)->Apply(bench::standard);
 
 }  // namespace
 
