@@ -127,7 +127,7 @@ def time_row(ours, peers, arguments):
 
     def enough(turns, elapsed):
         """Three turns at least, but only two of those that take seconds."""
-        return turns >= 2 and elapsed > 5 or turns >= 3 and elapsed > arguments.seconds or turns >= 15
+        return turns >= 2 and elapsed > 3 or turns >= 3 and elapsed > arguments.seconds or turns >= 15
 
     while not enough(len(seconds[0]), time.monotonic() - begin):
         for i, (side, way) in enumerate([(ours, "rbar")] + [(side, way) for _, side, way, _ in peers]):
@@ -192,7 +192,7 @@ def main():
     parser.add_argument("--threads", type=int, nargs="+", default=sorted({1, min(2, cores), cores}))
     parser.add_argument("--filter", default="", help="only rows that match this regular expression")
     parser.add_argument("--row", nargs="+", help="these rows instead, such as 'sheaf 8192 1' (time_*.cpp)")
-    parser.add_argument("--seconds", type=float, default=1.5, help="about how long a row goes on")
+    parser.add_argument("--seconds", type=float, default=1.0, help="about how long a row goes on")
     parser.add_argument("--slice", type=float, default=0.1, help="how long one side's turn is, at least one run")
     parser.add_argument("--csv", help="write every row here")
     parser.add_argument("--svg", help="draw the ratios here")
