@@ -88,6 +88,8 @@ void windowed_step(const T* x, Index stride, Index features, Index seen, Index c
   for (Index begin = 0; begin < count; begin += simd::window_group) {
     const Index size = std::min(simd::window_group, count - begin);
     simd::WindowRows<T> rows;
+    for (Index next = begin + simd::window_group; next < std::min(count, begin + 2 * simd::window_group); ++next)
+      simd::prefetch_row(x + next * stride, features);
     for (Index k = 0; k < size; ++k) {
       const Index t = seen + begin + k;
       rows.entering[k] = row(t);
