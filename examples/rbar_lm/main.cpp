@@ -65,6 +65,7 @@ void add_training(CLI::App& command, Arguments& a) {
   command.add_option("--steps", t.steps, "Optimiser steps")->capture_default_str();
   command.add_option("--batch", t.batch_size, "Windows in a forward pass")->capture_default_str();
   command.add_option("--accumulation", t.accumulation, "Forward passes in a step")->capture_default_str();
+  command.add_flag("--recompute", t.recompute, "Keep less of a pass and compute it again: less memory, more time");
   command.add_option("--context", t.window, "Tokens in a window")->capture_default_str();
   command.add_option("--lr", t.optimizer.learning_rate, "Peak learning rate")->capture_default_str();
   command.add_option("--beta1", t.optimizer.beta1, "Decay of AdamW's first moment")->capture_default_str();

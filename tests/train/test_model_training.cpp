@@ -1,10 +1,11 @@
-// The trainer on the library's own models: they learn, and threads change no bit.
+// The trainer on the library's own models: they learn, and neither threads nor recomputation change a bit.
 #include "rbar/model/cort.hpp"
 #include "rbar/model/kuramoto_lm.hpp"
 #include "rbar/model/pma_lm.hpp"
 #include "rbar/model/transformer.hpp"
 #include "rbar/train/trainer.hpp"
 #include "support/catch.hpp"
+#include "support/tiny_language_model.hpp"
 
 using namespace rbar;
 
@@ -70,7 +71,9 @@ void check_training(const typename Model::Config& config) {
   CHECK(evaluate(one, tokens, {.window = 19}).nats < 0.8);  // ln 3 / 4 = 0.27 at best, ln 10 = 2.3 at first
 
   set_num_threads(2);
-  Trainer(two, config_of(60)).train(tokens);
+  auto recomputing = config_of(60);
+  recomputing.recompute = true;
+  Trainer(two, recomputing).train(tokens);
   set_num_threads(1);
   const auto left = parameters_of(one), right = parameters_of(two);
   for (std::size_t i = 0; i < left.size(); ++i) {
@@ -80,6 +83,14 @@ void check_training(const typename Model::Config& config) {
 }
 
 }  // namespace
+
+TEST_CASE("the trainer does not recompute what a model cannot") {
+  Rng rng(1);
+  test::TinyLanguageModel<float> model({}, rng);
+  auto config = config_of(1);
+  config.recompute = true;
+  CHECK_THROWS_WITH(Trainer(model, config), ContainsText("recompute"));
+}
 
 TEST_CASE("a GPT-2 style transformer trains") { check_training<TransformerModel<float>>(gpt2()); }
 TEST_CASE("a Llama style transformer trains") { check_training<TransformerModel<float>>(llama()); }
