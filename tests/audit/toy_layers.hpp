@@ -79,7 +79,7 @@ struct Bigram {
           if (t + 1 < dlogits.dimension(1)) grad.table(cache.tokens(b, t + 1), v) += leak * dlogits(b, t, v);
         }
   }
-  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State&) const {
+  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State&, StepLogits = StepLogits::all) const {
     Cache cache;
     forward(tokens, logits, cache);
   }

@@ -111,7 +111,7 @@ struct TinyLanguageModel {
       rows(grad.embedding).row(static_cast<Index>(cache.tokens.data()[i])) += rows(cache.dembedded).row(i);
   }
 
-  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State&) const {
+  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State&, StepLogits = StepLogits::all) const {
     Cache cache;
     forward(tokens, logits, cache);
   }

@@ -145,6 +145,10 @@ concept StreamingLayer = Layer<L> && requires(const L layer, ConstTensorView<typ
   layer.step(x, y, state);
 };
 
+// Whose logits a step of a stream gives: every new token's, or the last one's of each sequence, [batch, 1, vocabulary].
+// Of a prompt nothing else is read, and the logits may be a third of a small model's work.
+enum class StepLogits { all, last };
+
 // The contract of a language model: tokens [batch, tokens] -> logits [batch, tokens, vocabulary].
 template <class M>
 concept LanguageModel = Parameterised<M> && std::copyable<M> &&
@@ -155,6 +159,7 @@ concept LanguageModel = Parameterised<M> && std::copyable<M> &&
   model.forward(tokens, logits, cache);
   model.backward(logits_gradient, cache, gradient);
   model.step(tokens, logits, state);
+  model.step(tokens, logits, state, StepLogits::last);
 };
 
 }  // namespace rbar

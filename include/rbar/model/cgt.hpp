@@ -85,9 +85,10 @@ struct CoherenceGatedTransformer {
   }
 
   // The logits of the next tokens [B, new] of a stream: the numbers of `forward` on all tokens so far.
-  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State& state) const {
+  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State& state,
+            StepLogits wanted = StepLogits::all) const {
     advance("CoherenceGatedTransformer::step", tokens, state);
-    ends.head(view(std::as_const(state.hidden)), logits, state.ends);
+    ends.head(wanted, state.hidden, logits, state.ends);
   }
 
   // The next tokens [B, new] of a stream, verified (cgt_verify.hpp): the logits of a token are emitted if its final

@@ -104,14 +104,15 @@ struct CoRTModel {
   }
 
   // The logits of the next tokens [B, new] of a stream: the numbers of `forward` on all tokens so far.
-  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State& state) const {
+  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State& state,
+            StepLogits wanted = StepLogits::all) const {
     state.layers.resize(layers.size());
     ends.embed(tokens, state.position, state.hidden);
     for (std::size_t l = 0; l < layers.size(); ++l) {
       layers[l].step(view(std::as_const(state.hidden)), state.next, state.layers[l]);
       std::swap(state.hidden, state.next);
     }
-    ends.head(view(std::as_const(state.hidden)), logits, state.ends);
+    ends.head(wanted, state.hidden, logits, state.ends);
     state.position += tokens.dimension(1);
   }
 

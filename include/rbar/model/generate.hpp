@@ -137,7 +137,7 @@ std::vector<Token> generate(const M& model, std::span<const Token> prompt, const
       token = sample(output.logits(*emission));
     } else {
       if (options.use_cache)
-        model.step(tokens, logits, state);
+        model.step(tokens, logits, state, StepLogits::last);
       else
         model.forward(tokens, logits, cache);
       const auto vocabulary = static_cast<std::size_t>(logits.dimension(2));

@@ -10,6 +10,7 @@
 
 #include "rbar/model/kuramoto_lm_config.hpp"
 #include "rbar/model/layer_caches.hpp"
+#include "rbar/model/model_ends.hpp"
 #include "rbar/nn/dropout.hpp"
 #include "rbar/nn/embedding.hpp"
 #include "rbar/nn/feed_forward.hpp"
@@ -169,7 +170,7 @@ struct KuramotoLM {
   };
   struct State {
     Index position = 0;  // tokens seen
-    Tensor<T, 3> angles;
+    Tensor<T, 3> angles, last;
     std::vector<typename KuramotoLayer<T>::State> layers;
     ReadoutCache readout;
     typename KuramotoLayer<T>::Scratch scratch;
@@ -212,7 +213,7 @@ struct KuramotoLM {
       }
       layers[l].forward(cache.angles, cache.dropout, /*stream=*/l, cache.layers.fill(l), cache.scratch);
     }
-    read_out(cache.angles, /*first=*/true, logits, cache.readout);
+    read_out(view(std::as_const(cache.angles)), /*first=*/true, logits, cache.readout);
   }
 
   void backward(ConstTensorView<T, 3> dlogits, const Cache& cache, KuramotoLM& grad) const {
@@ -232,7 +233,8 @@ struct KuramotoLM {
   }
 
   // The logits of the next tokens [batch, new], with the numbers of `forward` on all tokens so far.
-  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State& state) const {
+  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State& state,
+            StepLogits wanted = StepLogits::all) const {
     require_length("KuramotoLM::step", state.position + tokens.dimension(1));
     if (state.layers.empty()) {
       state.layers.resize(layers.size());
@@ -240,7 +242,7 @@ struct KuramotoLM {
     }
     embed(tokens, state.angles);
     for (std::size_t l = 0; l < layers.size(); ++l) layers[l].step(state.angles, state.layers[l], state.scratch);
-    read_out(state.angles, /*first=*/state.position == 0, logits, state.readout);
+    read_out(wanted_tokens(wanted, state.angles, state.last), /*first=*/state.position == 0, logits, state.readout);
     state.position += tokens.dimension(1);
   }
 
@@ -275,7 +277,7 @@ struct KuramotoLM {
   }
 
   // `first` makes the tokens' phasors, which later passes of the same parameters keep.
-  void read_out(const Tensor<T, 3>& angles, bool first, Tensor<T, 3>& logits, ReadoutCache& cache) const {
+  void read_out(ConstTensorView<T, 3> angles, bool first, Tensor<T, 3>& logits, ReadoutCache& cache) const {
     ensure_shape(logits, {angles.dimension(0), angles.dimension(1), config.vocab_size});
     detail::phasors_of<T>(rows(angles), cache.phasors);
     if (config.readout == TorusReadout::linear)

@@ -13,6 +13,16 @@
 
 namespace rbar {
 
+// The tokens of hidden [B, T, D] whose logits are wanted; where those are not all of them, a copy in `last` [B, 1, D].
+template <class T>
+ConstTensorView<T, 3> wanted_tokens(StepLogits wanted, const Tensor<T, 3>& hidden, Tensor<T, 3>& last) {
+  const Index batch = hidden.dimension(0), tokens = hidden.dimension(1), dim = hidden.dimension(2);
+  if (wanted == StepLogits::all || tokens <= 1) return view(hidden);
+  ensure_shape(last, {batch, 1, dim});
+  for (Index b = 0; b < batch; ++b) std::copy_n(&hidden(b, tokens - 1, 0), dim, &last(b, 0, 0));
+  return view(std::as_const(last));
+}
+
 // Errors: a token outside the vocabulary, a position outside the table, other shapes.
 template <class T, class Norm = LayerNorm<T>>
 struct ModelEnds {
@@ -22,6 +32,7 @@ struct ModelEnds {
     Tensor<T, 3> normed;  // [B, T, D] norm(h_L)
     typename Norm::Cache norm;
     mutable Tensor<T, 3> dnormed;  // scratch of backward
+    Tensor<T, 3> last;             // scratch of a stream [B, 1, D]
   };
 
   Embedding<T> token_embedding;     // [V, D]
@@ -87,6 +98,10 @@ struct ModelEnds {
     if (lm_head.is_rounded()) return lm_head.forward(rows(std::as_const(cache.normed)), rows(logits));
     gemm(Transpose::no, Transpose::yes, count, vocabulary(), dim(), cache.normed.data(), dim(), head_weight().data(),
          dim(), logits.data(), vocabulary());
+  }
+  // The same for the tokens of a stream that are asked for.
+  void head(StepLogits wanted, const Tensor<T, 3>& hidden, Tensor<T, 3>& logits, Cache& cache) const {
+    head(wanted_tokens(wanted, hidden, cache.last), logits, cache);
   }
   void head_backward(ConstTensorView<T, 3> dlogits, ConstTensorView<T, 3> hidden, const Cache& cache,
                      Tensor<T, 3>& dhidden, ModelEnds& grad) const {

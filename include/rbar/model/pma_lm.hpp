@@ -128,7 +128,8 @@ struct PhaseModulatedAttentionLM {
   }
 
   // The logits of the next tokens [batch, new], with the numbers of `forward` on all tokens so far.
-  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State& state) const {
+  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State& state,
+            StepLogits wanted = StepLogits::all) const {
     require_length("PhaseModulatedAttentionLM::step", state.position + tokens.dimension(1));
     state.ssm.resize(ssm.size());
     state.pma.resize(pma.size());
@@ -140,7 +141,7 @@ struct PhaseModulatedAttentionLM {
       state.pma[l].intervention = interventions.on(l);
       pma[l].step(state.hidden, state.pma[l], state.pma_scratch, view(std::as_const(state.ssm_state)));
     }
-    ends.head(view(std::as_const(state.hidden)), logits, state.ends);
+    ends.head(wanted, state.hidden, logits, state.ends);
     state.position += tokens.dimension(1);
   }
 

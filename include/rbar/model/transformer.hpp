@@ -82,7 +82,8 @@ struct TransformerModel {
   }
 
   // The logits of the next tokens [batch, new], with the numbers of `forward` on all tokens so far.
-  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State& state) const {
+  void step(ConstTensorView<Token, 2> tokens, Tensor<T, 3>& logits, State& state,
+            StepLogits wanted = StepLogits::all) const {
     require_length("TransformerModel::step", state.position + tokens.dimension(1));
     if (state.layers.empty()) {
       state.layers.resize(layers.size());
@@ -90,7 +91,7 @@ struct TransformerModel {
     }
     ends.embed(tokens, state.position, state.hidden);
     for (std::size_t l = 0; l < layers.size(); ++l) layers[l].step(state.hidden, state.layers[l], state.scratch);
-    ends.head(view(std::as_const(state.hidden)), logits, state.ends);
+    ends.head(wanted, state.hidden, logits, state.ends);
     state.position += tokens.dimension(1);
   }
 
