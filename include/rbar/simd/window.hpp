@@ -123,11 +123,8 @@ struct WindowRows {
 
 // Asks for a token's features before its group's turn: a block's rows are far apart, where no hardware looks ahead.
 template <class T>
-RBAR_INLINE void prefetch_row([[maybe_unused]] const T* x, [[maybe_unused]] Index features) {
-#if defined(__GNUC__)
-  constexpr Index line = 64 / sizeof(T);
-  for (Index i = 0; i < features; i += line) __builtin_prefetch(x + i);
-#endif
+RBAR_INLINE void prefetch_row(const T* x, Index features) {
+  for (Index i = 0; i < features; i += static_cast<Index>(64 / sizeof(T))) RBAR_PREFETCH_FAR(x + i);
 }
 
 // The phasors of `count` <= window_group tokens into their entering rows, cosines | sines, and each token's sums over
