@@ -6,6 +6,7 @@
 //
 //   --threads 1,2,4,8,16   by default powers of two up to the hardware's threads
 //   --only a,b             models whose name contains a or b      --layers N   --repeats N
+//   --rows FILE            measures nothing: charts of what earlier runs wrote, their CSV files one after another
 #include "scaling.hpp"
 #include "support.hpp"
 #include "training_step.hpp"
@@ -152,9 +153,9 @@ struct Run {
     model<TransformerModel<float>>("standard", TransformerConfig::gpt2_style(256, 512, layers, 8, 0));
     CoRTConfig cort = CoRTConfig::small();
     cort.n_layers = layers;
-    model<CoRTModel<float>>("CoRT, kv=all", cort);
+    model<CoRTModel<float>>("CoRT (kv=all)", cort);
     cort.key_values = KeyValues::routed;
-    model<CoRTModel<float>>("CoRT, kv=routed", cort);
+    model<CoRTModel<float>>("CoRT (kv=routed)", cort);
     PMAConfig pma;
     pma.d_model = 512, pma.ssm_blocks = layers / 2, pma.pma_blocks = layers - layers / 2;
     model<PhaseModulatedAttentionLM<float>>("PMA", pma);
@@ -182,7 +183,8 @@ std::vector<Machine> machine_at(const std::vector<int>& counts) {
   std::vector<Machine> list;
   for (const int count : counts) {
     set_num_threads(count);
-    list.push_back({count, bench::fma_peak<float>(9), bench::copy_bandwidth(5)});
+    bench::fma_peak<float>(100);  // new threads take a moment to find their cores
+    list.push_back({count, bench::fma_peak<float>(20), bench::copy_bandwidth(5)});
     std::printf("%3d threads: fp32 FMA peak %.0f GFLOP/s (%.2f times), copy %.0f GB/s (%.2f times)\n", count,
                 list.back().peak * 1e-9, list.back().peak / list[0].peak, list.back().bandwidth * 1e-9,
                 list.back().bandwidth / list[0].bandwidth);
@@ -190,13 +192,40 @@ std::vector<Machine> machine_at(const std::vector<int>& counts) {
   return list;
 }
 
-std::string csv(const std::vector<Timing>& timings) {
-  std::string text = "model,task,threads,seconds,tokens_per_s,speedup,efficiency,same_bits\n";
+constexpr const char* header = "model,task,threads,tokens_per_s,speedup,efficiency,same_bits";
+constexpr const char* machine_row = "machine";  // its task: what is measured, its speed-up: over the first count
+
+std::string csv(const std::vector<Timing>& timings, const std::vector<Machine>& machine) {
+  std::string text = std::string(header) + "\n";
+  const auto add = [&](const std::string& name, const char* task, int threads, double rate, double speedup, bool same) {
+    text += name + "," + task +
+            detail::format_line(",%d,%.6g,%.4g,%.4g,%d\n", threads, rate, speedup, speedup / threads,
+                                static_cast<int>(same));
+  };
+  for (const Machine& m : machine) {
+    add(machine_row, "FMA peak", m.threads, m.peak, m.peak / machine[0].peak, true);
+    add(machine_row, "copy bandwidth", m.threads, m.bandwidth, m.bandwidth / machine[0].bandwidth, true);
+  }
   for (const Timing& t : timings)
-    text += csv_field(t.model) + "," + name_of(t.task) +
-            detail::format_line(",%d,%.6g,%.6g,%.4g,%.4g,%d\n", t.threads, t.seconds, t.tokens / t.seconds, t.speedup,
-                                t.speedup / t.threads, static_cast<int>(t.same_bits));
+    add(t.model, name_of(t.task), t.threads, t.tokens / t.seconds, t.speedup, t.same_bits);
   return text;
+}
+
+void read_csv(const std::string& path, std::vector<Timing>& timings, std::vector<Machine>& machine) {
+  for (const auto& cells : bench::read_rows(path, header)) {
+    const int threads = std::atoi(cells[2].c_str());
+    const double rate = std::atof(cells[3].c_str());
+    if (cells[0] != machine_row) {
+      const auto task =
+          std::find_if(std::begin(all_tasks), std::end(all_tasks), [&](Task t) { return name_of(t) == cells[1]; });
+      require(task != std::end(all_tasks), "read_csv", "task", "training, prefill or decoding", cells[1]);
+      timings.push_back({cells[0], *task, threads, rate, 1, 0, std::atof(cells[4].c_str()), cells[6] == "1"});
+      continue;
+    }
+    auto at = std::find_if(machine.begin(), machine.end(), [&](const Machine& m) { return m.threads == threads; });
+    if (at == machine.end()) at = machine.insert(at, Machine{threads, 0, 0});
+    (cells[1] == "FMA peak" ? at->peak : at->bandwidth) = rate;
+  }
 }
 
 LineChart chart(const std::vector<Timing>& timings, const std::vector<Machine>& machine, Task task) {
@@ -233,6 +262,7 @@ int main(int argc, char** argv) try {
                    {"length", "256"},
                    {"prompt", "2048"},
                    {"repeats", "2"},
+                   {"rows", ""},
                    {"out", ""}}};
   options.read(argc, argv);
   std::printf("%s, %s, %u hardware threads; d = 512, %s layers, training %s x %s tokens, prefill %s\n",
@@ -240,11 +270,16 @@ int main(int argc, char** argv) try {
               options["layers"].c_str(), options["batch"].c_str(), options["length"].c_str(),
               options["prompt"].c_str());
   Run run{options, thread_counts(options)};
-  const std::vector<Machine> machine = machine_at(run.counts);
-  run.every_model();
+  std::vector<Machine> machine;
+  if (options["rows"].empty()) {
+    machine = machine_at(run.counts);
+    run.every_model();
+  } else {
+    read_csv(options["rows"], run.timings, machine);
+  }
   const std::string& out = options["out"];
   if (!out.empty()) {
-    bench::write_text(out + ".csv", csv(run.timings));
+    bench::write_text(out + ".csv", csv(run.timings, machine));
     for (const Task task : all_tasks)
       bench::write_text(out + "_" + name_of(task) + ".svg", line_chart_svg(chart(run.timings, machine, task)));
   }

@@ -5,6 +5,7 @@
 //   --only a,b    attentions whose name contains a or b        --from, --to   the range of T
 //   --limit S     a pass that would take longer (four times its time at T/2) is left out, and the table says so
 //   --threads N
+//   --rows FILE   measures nothing: slopes and charts of what earlier runs wrote, their CSV files one after another
 //
 // forward, backward: the best of a few passes, or the first where that takes over a second. heap: what forward and
 // backward need at once beyond the layer, its gradient and the input, in bytes a token, and the largest block of it.
@@ -182,13 +183,13 @@ std::vector<Attention> measure_all(const Options& options) {
   const auto sixteen = [](Index) { return Index{16}; };
   const auto growing = [](Index t) { return 1 + t / 256; };
 
-  run("dot product, full", [](Rng& r, auto&) { return MultiHeadAttention<float>(dot_product(false), r); });
-  run("dot product, causal", [](Rng& r, auto&) { return MultiHeadAttention<float>(dot_product(true), r); });
-  run_kinds("sheaf, dense", sixteen, false);
-  run_kinds("sheaf, block-sparse, 16 kinds", sixteen, true);
-  run_kinds("sheaf, block-sparse, growing kinds", growing, true);
-  run("CoRT, share .15, kv=all", [](Rng& r, auto& x) { return routed(r, KeyValues::all, x); });
-  run("CoRT, share .15, kv=routed", [](Rng& r, auto& x) { return routed(r, KeyValues::routed, x); });
+  run("dot product (full)", [](Rng& r, auto&) { return MultiHeadAttention<float>(dot_product(false), r); });
+  run("dot product (causal)", [](Rng& r, auto&) { return MultiHeadAttention<float>(dot_product(true), r); });
+  run_kinds("sheaf (dense)", sixteen, false);
+  run_kinds("block-sparse sheaf (16 kinds)", sixteen, true);
+  run_kinds("block-sparse sheaf (growing kinds)", growing, true);
+  run("CoRT (share .15 kv=all)", [](Rng& r, auto& x) { return routed(r, KeyValues::all, x); });
+  run("CoRT (share .15 kv=routed)", [](Rng& r, auto& x) { return routed(r, KeyValues::routed, x); });
   run("phase-modulated (PMA)", [&](Rng& r, auto& x) {
     PhaseModulatedAttentionConfig config;
     config.d_model = width, config.n_heads = heads, config.max_seq_len = x.dimension(1);
@@ -233,19 +234,27 @@ void print_slopes(const std::vector<Attention>& all) {
   }
 }
 
+constexpr const char* header = "attention,tokens,forward_s,backward_s,heap_bytes,largest_block_bytes";
+
+// A pass that was left out is an empty cell.
 std::string csv(const std::vector<Attention>& all) {
-  std::string text = "attention,tokens,forward_s,backward_s,heap_bytes,largest_block_bytes,left_out\n";
+  std::string text = std::string(header) + "\n";
+  const auto number = [](std::optional<double> value) { return value ? detail::format_line(",%.6g", *value) : ","; };
   for (const Attention& attention : all)
-    for (const Measured& row : attention.rows) {
-      const auto number = [](std::optional<double> value) { return value ? detail::format_line("%.6g", *value) : ""; };
-      text += csv_field(attention.name) + "," + std::to_string(row.tokens) + "," + number(row.forward) + "," +
-              number(row.backward) + "," +
-              (row.forward ? detail::format_line("%.0f,%.0f", row.heap, row.largest) : ",") +
-              (!row.forward    ? ",both\n"
-               : !row.backward ? ",backward\n"
-                               : ",\n");
-    }
+    for (const Measured& row : attention.rows)
+      text += attention.name + "," + std::to_string(row.tokens) + number(row.forward) + number(row.backward) +
+              detail::format_line(",%.0f,%.0f\n", row.heap, row.largest);
   return text;
+}
+std::vector<Attention> read_csv(const std::string& path) {
+  std::vector<Attention> all;
+  for (const auto& cells : bench::read_rows(path, header)) {
+    if (all.empty() || all.back().name != cells[0]) all.push_back({cells[0], {}});
+    const auto number = [&](std::size_t i) { return std::atof(cells[i].c_str()); };
+    const auto seconds = [&](std::size_t i) { return cells[i].empty() ? std::nullopt : std::optional(number(i)); };
+    all.back().rows.push_back({std::atol(cells[1].c_str()), seconds(2), seconds(3), number(4), number(5)});
+  }
+  return all;
 }
 
 LineChart chart(const std::vector<Attention>& all, std::string title, std::string y_label, auto&& value) {
@@ -258,13 +267,14 @@ LineChart chart(const std::vector<Attention>& all, std::string title, std::strin
 }  // namespace
 
 int main(int argc, char** argv) try {
-  Options options{{{"only", ""}, {"from", "512"}, {"to", "65536"}, {"limit", "30"}, {"threads", "1"}, {"out", ""}}};
+  Options options{
+      {{"only", ""}, {"from", "512"}, {"to", "65536"}, {"limit", "30"}, {"threads", "1"}, {"rows", ""}, {"out", ""}}};
   options.read(argc, argv);
   set_num_threads(static_cast<int>(std::max(1L, options.count("threads"))));
   std::printf("%s, %s, %d threads, fp32 FMA peak %.0f GFLOP/s; d = %ld, %ld heads\n", simd::architecture(),
               bench::compiler().c_str(), num_threads(), bench::fma_peak<float>(5) * 1e-9, static_cast<long>(width),
               static_cast<long>(heads));
-  const std::vector<Attention> all = measure_all(options);
+  const std::vector<Attention> all = options["rows"].empty() ? measure_all(options) : read_csv(options["rows"]);
   print_slopes(all);
   const std::string& out = options["out"];
   if (out.empty()) return 0;

@@ -9,6 +9,8 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
+#include <sstream>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -73,6 +75,22 @@ inline double slope(const LineSeries& series, std::size_t points) {
     xx += x * x;
   }
   return xy / xx;
+}
+
+// The lines of a CSV file without quotes, or of several one after another: cells of every line that does not begin with
+// the header's first cell.
+inline std::vector<std::vector<std::string>> read_rows(const std::string& path, std::string_view header) {
+  std::ifstream file(path);
+  require(file.good(), "read_rows", "file", "one that can be read", path);
+  std::vector<std::vector<std::string>> rows;
+  for (std::string line; std::getline(file, line);) {
+    if (line.empty() || line.starts_with(header.substr(0, header.find(',')))) continue;
+    auto& cells = rows.emplace_back();
+    for (std::istringstream stream(line + ","); std::getline(stream, line, ',');) cells.push_back(line);
+    const auto expected = std::count(header.begin(), header.end(), ',') + 1;
+    require(static_cast<std::ptrdiff_t>(cells.size()) == expected, "read_rows", path, expected, cells.size());
+  }
+  return rows;
 }
 
 inline void write_text(const std::string& path, std::string_view text) {
