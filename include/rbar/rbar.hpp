@@ -13,6 +13,7 @@
 #include "rbar/coherence/circular.hpp"
 #include "rbar/coherence/phase_coherence.hpp"
 #include "rbar/core/bf16.hpp"
+#include "rbar/core/bulk.hpp"
 #include "rbar/core/gemm.hpp"
 #include "rbar/core/parallel.hpp"
 #include "rbar/core/parameters.hpp"

@@ -18,6 +18,7 @@
 #include "rbar/attention/kv_cache.hpp"
 #include "rbar/attention/masks.hpp"
 #include "rbar/attention/routed_rows.hpp"
+#include "rbar/core/bulk.hpp"
 #include "rbar/nn/linear.hpp"
 #include "rbar/nn/rotary.hpp"
 
@@ -95,9 +96,7 @@ struct AttentionPasses {
     const Index batch = x.dimension(0), tokens = x.dimension(1);
     ensure_shape(y, shape_of(x));
     ensure_shape(cache.input, shape_of(x));
-    parallel_for(x.size(), 65536, [&](Index begin, Index end) {
-      std::copy(x.data() + begin, x.data() + end, cache.input.data() + begin);
-    });
+    bulk_copy(x.data(), x.size(), cache.input.data());
     const auto position = [tokens](Index row) { return row % tokens; };
     allocate(cache, batch * tokens);
     project_queries(rows(x), tokens, position, cache);

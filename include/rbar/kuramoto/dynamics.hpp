@@ -6,6 +6,7 @@
 // Source: Kuramoto, "Chemical Oscillations, Waves, and Turbulence", 1984; over positions: the PhaseGPT package.
 #pragma once
 
+#include "rbar/core/bulk.hpp"
 #include "rbar/core/parallel.hpp"
 #include "rbar/core/parameters.hpp"
 #include "rbar/core/random.hpp"
@@ -63,7 +64,7 @@ struct KuramotoDynamics {
     check("KuramotoDynamics::forward", initial, frequency);
     const Index batch = initial.dimension(0), tokens = initial.dimension(1);
     ensure_shape(cache.initial, shape_of(initial));
-    if (initial.data() != cache.initial.data()) std::copy_n(initial.data(), initial.size(), cache.initial.data());
+    if (initial.data() != cache.initial.data()) bulk_copy(initial.data(), initial.size(), cache.initial.data());
     ensure_shape(angles, shape_of(initial));
     spread(frequency, cache.frequency, cache.strength);
     if (config.causality == Causality::causal)

@@ -7,6 +7,7 @@
 // repels, and reads the raw angles: Causality::reference, Coupling::reference and PhaseReadout::raw.
 #pragma once
 
+#include "rbar/core/bulk.hpp"
 #include "rbar/kuramoto/controls.hpp"
 #include "rbar/kuramoto/dynamics.hpp"
 #include "rbar/nn/dropout.hpp"
@@ -111,7 +112,7 @@ struct PhaseAttention {
   void forward(ConstTensorView<T, 3> x, Tensor<T, 3>& y, Cache& cache) const {
     require_shape("PhaseAttention::forward", "x", x, {-1, -1, config.d_model});
     ensure_shape(cache.input, shape_of(x));
-    std::copy_n(x.data(), x.size(), cache.input.data());
+    bulk_copy(x.data(), x.size(), cache.input.data());
     ensure_shape(y, shape_of(x));
     first_angles(x, cache.dynamics.initial);
     if (noise_drawn(cache)) {

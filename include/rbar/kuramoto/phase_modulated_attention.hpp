@@ -10,6 +10,7 @@
 #pragma once
 
 #include "rbar/attention/projected_attention.hpp"
+#include "rbar/core/bulk.hpp"
 #include "rbar/kuramoto/interventions.hpp"
 #include "rbar/kuramoto/phase_modulated_attention_config.hpp"
 #include "rbar/kuramoto/phase_passes.hpp"
@@ -133,7 +134,7 @@ struct PhaseModulatedAttention {
     cache.positions.extend(phases_of_positions(), x.dimension(1), x.dimension(1));
     if (config.has_coupling_map()) {
       ensure_shape(cache.state, {x.dimension(0) * x.dimension(1), config.coupling_width()});
-      std::copy(state.data(), state.data() + state.size(), cache.state.data());
+      bulk_copy(state.data(), state.size(), cache.state.data());
     }
     phases().make_room(x.dimension(0) * x.dimension(1), /*streaming=*/false, cache);
     phases().settle(x, state, /*first_position=*/0, cache.intervention, cache.positions, cache);

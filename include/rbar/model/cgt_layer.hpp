@@ -5,6 +5,7 @@
 // A reflex layer has no block, and all tokens are active.
 #pragma once
 
+#include "rbar/core/bulk.hpp"
 #include "rbar/model/cgt_config.hpp"
 #include "rbar/model/layer_caches.hpp"
 #include "rbar/nn/dropout.hpp"
@@ -102,7 +103,7 @@ struct CGTLayer {
   void backward(const Tensor<T, 3>& h, Tensor<T, 3>& dh, const DropoutState& dropout_state, std::uint64_t stream,
                 const Cache& cache, Scratch& scratch, CGTLayer& grad) const {
     ensure_shape(scratch.dense, shape_of(dh));
-    std::copy_n(dh.data(), dh.size(), scratch.dense.data());
+    bulk_copy(dh.data(), dh.size(), scratch.dense.data());
     dropout<T>(dropout_rate, dropout_state, stream, rows(scratch.dense));
     attention.backward(view(std::as_const(scratch.dense)), cache.attention, scratch.normed, grad.attention);
     norm1.backward(rows(std::as_const(scratch.normed)), rows(h), cache.norm1, rows(dh), grad.norm1,
@@ -135,7 +136,7 @@ struct CGTLayer {
     const MatrixView<T> dmiddle = top_rows(scratch.rows, count), dbranch = top_rows(scratch.branch, count);
     const MatrixView<T> dnormed_middle = top_rows(scratch.normed_rows, count);
     const auto branch_gradient = [&](std::uint64_t branch_stream) {
-      std::copy_n(dmiddle.data(), dmiddle.size(), scratch.branch.data());
+      bulk_copy(dmiddle.data(), dmiddle.size(), scratch.branch.data());
       dropout<T>(dropout_rate, dropout_state, branch_stream, dbranch);
       return as_const(dbranch);
     };
@@ -145,7 +146,7 @@ struct CGTLayer {
     norm2.backward(as_const(dnormed_middle), top_rows(cache.middle, count), cache.norm2, dmiddle, grad.norm2,
                    /*accumulate_dx=*/true);
     ensure_shape(scratch.normed, shape_of(dh));
-    scratch.normed.setZero();
+    bulk_zero(scratch.normed.data(), scratch.normed.size());
     attention.backward_routed(branch_gradient(stream), view(cache.normed), active, KeyValues::all, cache.attention,
                               scratch.normed, grad.attention);
     scatter_rows<T>(as_const(dmiddle), active, rows(dh));

@@ -3,6 +3,7 @@
 //   loss added to the task's: energy_weight · mean E₃ + Σ balance of the experts
 #pragma once
 
+#include "rbar/core/bulk.hpp"
 #include "rbar/model/cgt_lanes.hpp"
 #include "rbar/model/cgt_layer.hpp"
 #include "rbar/sheaf/state_spread.hpp"
@@ -196,21 +197,28 @@ struct CGTStack {
     return sheet.leaving[at(layer - config.reflex_end())];
   }
 
+  static void for_rows(const TokenSet& tokens, auto&& body) {
+    parallel_for(static_cast<Index>(tokens.rows.size()), 16, [&](Index begin, Index end) {
+      for (Index i = begin; i < end; ++i) body(tokens.rows[at(i)]);
+    });
+  }
+
   // The gate's two ends, the same in both passes.
   void enter_segment(const Tensor<T, 3>& h, const TokenSet& tokens, Tensor<T, 3>& change) const {
     if (!config.gate) return;
     ensure_shape(change, shape_of(h));
     const Index dim = h.dimension(2);
-    for (const Index row : tokens.rows) std::copy_n(h.data() + row * dim, dim, change.data() + row * dim);
+    for_rows(tokens, [&](Index row) { std::copy_n(h.data() + row * dim, dim, change.data() + row * dim); });
   }
   void leave_segment(Index segment, const TokenSet& tokens, const LaneSheet<T>& sheet, Tensor<T, 3>& h,
                      Tensor<T, 3>& change) const {
     if (!config.gate) return;
     const Index dim = h.dimension(2), point = deciding_point(config, segment);
     const double threshold = threshold_of(sheet.gate_thresholds, segment);
-    for (const Index row : tokens.rows)
+    for_rows(tokens, [&](Index row) {
       apply_gate(gate_of(energy_at(sheet, point, row), threshold), dim, h.data() + row * dim,
                  change.data() + row * dim);
+    });
   }
 
   struct TrainingPass {
@@ -232,7 +240,7 @@ struct CGTStack {
     }
     void keep_input(Index l) {
       ensure_shape(cache.inputs[at(l)], shape_of(h));
-      std::copy_n(h.data(), h.size(), cache.inputs[at(l)].data());
+      bulk_copy(h.data(), h.size(), cache.inputs[at(l)].data());
     }
     void reflex_layer(Index l) {
       keep_input(l);
@@ -292,13 +300,13 @@ struct CGTStack {
     ensure_shape(cache.dentry, shape_of(dh));
     for (Index l = end; l-- > first;) {
       if (config.gate)
-        for (const Index row : leaving(cache.sheet, l).rows) {
+        for_rows(leaving(cache.sheet, l), [&](Index row) {
           const T energy = energy_at(cache.sheet, point, row);
           const T dgate =
               gate_backward(gate_of(energy, threshold), dim, cache.change[at(segment - 1)].data() + row * dim,
                             dh.data() + row * dim, cache.dentry.data() + row * dim);
           cache.denergy.data()[row] += dgate * gate_slope(energy, threshold);
-        }
+        });
       const TokenSet& tokens = active(cache.sheet, l);
       if (tokens.empty()) continue;
       const auto& filled = cache.layers.filled(at(l), kind_of(l), [&](auto& again) {

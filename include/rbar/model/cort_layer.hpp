@@ -3,6 +3,7 @@
 //   x ← x + dropout(FFN(LN₂x))                                   D → d_ff → D, exact GELU
 #pragma once
 
+#include "rbar/core/bulk.hpp"
 #include "rbar/model/cort_config.hpp"
 #include "rbar/model/layer_caches.hpp"
 #include "rbar/nn/dropout.hpp"
@@ -71,11 +72,11 @@ struct CoRTLayer {
     ensure_shape(cache.dbranch, shape_of(dy));
     ensure_shape(cache.dnormed, shape_of(dy));
     const auto branch_gradient = [&](ConstTensorView<T, 3> from, std::uint64_t stream) {
-      std::copy_n(from.data(), from.size(), cache.dbranch.data());
+      bulk_copy(from.data(), from.size(), cache.dbranch.data());
       dropout<T>(dropout_probability, cache.dropout, stream, rows(cache.dbranch));
     };
     // dx carries the residual stream's gradient; each branch adds its own.
-    std::copy_n(dy.data(), dy.size(), dx.data());
+    bulk_copy(dy.data(), dy.size(), dx.data());
     branch_gradient(dy, cache.dropout_stream + 1);
     ffn.backward(rows(std::as_const(cache.dbranch)), rows(cache.normed_middle), cache.ffn, rows(cache.dnormed),
                  grad.ffn);
@@ -111,7 +112,7 @@ struct CoRTLayer {
   // Keeps x.
   auto routed_attention(ConstTensorView<T, 3> x, Cache& cache) const {
     ensure_shape(cache.input, shape_of(x));
-    std::copy_n(x.data(), x.size(), cache.input.data());
+    bulk_copy(x.data(), x.size(), cache.input.data());
     return
         [&](const Tensor<T, 3>& normed, Tensor<T, 3>& branch) { routed.forward(view(normed), branch, cache.routed); };
   }

@@ -4,6 +4,7 @@
 // its coupling.
 #pragma once
 
+#include "rbar/core/bulk.hpp"
 #include "rbar/model/layer_caches.hpp"
 #include "rbar/nn/dropout.hpp"
 #include "rbar/nn/feed_forward.hpp"
@@ -137,7 +138,7 @@ struct MixerBlock {
   ConstTensorView<T, 3> branch_gradient(const DropoutState& dropout_state, std::uint64_t stream, const Tensor<T, 3>& dh,
                                         Scratch& scratch) const {
     if (!dropout_state.active || dropout_rate == 0) return view(dh);
-    std::copy_n(dh.data(), dh.size(), scratch.branch.data());
+    bulk_copy(dh.data(), dh.size(), scratch.branch.data());
     dropout<T>(dropout_rate, dropout_state, stream, rows(scratch.branch));
     return view(std::as_const(scratch.branch));
   }

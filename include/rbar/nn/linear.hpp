@@ -27,7 +27,7 @@ void fill_rows(MatrixView<T> y, const T* row) {
 // 128 rows are added up separately, which keeps fp32 accurate over many rows.
 template <class T>
 void add_column_sums(ConstMatrixView<T> x, T* total) {
-  constexpr Index row_block = 128, column_chunk = 16 * simd::lanes<T>;
+  constexpr Index row_block = 128, column_chunk = 2 * simd::lanes<T>;
   parallel_for(x.cols(), column_chunk, [&](Index begin, Index end) {
     for (Index column = begin; column < end; column += simd::lanes<T>) {
       const Index count = std::min(simd::lanes<T>, end - column);

@@ -50,13 +50,15 @@ struct RotaryTable {
     base = base_;
     ensure_shape(cosine, {positions_needed, half});
     ensure_shape(sine, {positions_needed, half});
-    for (Index i = 0; i < half; ++i) {
-      const double frequency = std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
-      for (Index position = 0; position < positions_needed; ++position) {
-        cosine(position, i) = static_cast<T>(std::cos(static_cast<double>(position) * frequency));
-        sine(position, i) = static_cast<T>(std::sin(static_cast<double>(position) * frequency));
+    parallel_for(positions_needed, 64, [&](Index begin, Index end) {
+      for (Index i = 0; i < half; ++i) {
+        const double frequency = std::pow(base, -2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
+        for (Index position = begin; position < end; ++position) {
+          cosine(position, i) = static_cast<T>(std::cos(static_cast<double>(position) * frequency));
+          sine(position, i) = static_cast<T>(std::sin(static_cast<double>(position) * frequency));
+        }
       }
-    }
+    });
   }
 };
 

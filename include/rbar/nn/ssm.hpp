@@ -7,6 +7,7 @@
 // propagate.
 #pragma once
 
+#include "rbar/core/bulk.hpp"
 #include "rbar/core/parallel.hpp"
 #include "rbar/nn/linear.hpp"
 #include "rbar/simd/causal_conv.hpp"
@@ -122,7 +123,7 @@ struct SelectiveSSM {
     require_shape("SelectiveSSM::forward", "x", x, {-1, -1, config.d_model});
     const Index batch = x.dimension(0), tokens = x.dimension(1);
     ensure_shape(cache.input, shape_of(x));
-    std::copy_n(x.data(), x.size(), cache.input.data());
+    bulk_copy(x.data(), x.size(), cache.input.data());
     ensure_shape(cache.state, {batch * blocks(), state_size()});
     cache.state.setZero();
     ensure_shape(cache.borders, {batch * blocks(), simd::scan_chunks(tokens) * state_size()});

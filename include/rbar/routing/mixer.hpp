@@ -8,6 +8,7 @@
 // The reference gate of an even token sees its successor: a leak. Source: the CoRT package 0.1.0.
 #pragma once
 
+#include "rbar/core/bulk.hpp"
 #include "rbar/core/causality.hpp"
 #include "rbar/nn/linear.hpp"
 
@@ -137,7 +138,7 @@ struct CoherenceMixer {
   // All tokens, c = 1: the contract of a layer.
   void forward(ConstTensorView<T, 3> hidden, Tensor<T, 3>& y, Cache& cache) const {
     ensure_shape(cache.hidden, shape_of(hidden));
-    std::copy_n(hidden.data(), hidden.size(), cache.hidden.data());
+    bulk_copy(hidden.data(), hidden.size(), cache.hidden.data());
     cache.every_row.resize(static_cast<std::size_t>(hidden.dimension(0) * hidden.dimension(1)));
     std::iota(cache.every_row.begin(), cache.every_row.end(), Index{0});
     ensure_shape(y, shape_of(hidden));
@@ -147,7 +148,7 @@ struct CoherenceMixer {
     require_shape("CoherenceMixer::backward", "dy", shape_of(dy), shape_of(cache.hidden));
     Tensor<T, 2> none;
     ensure_shape(dx, shape_of(cache.hidden));
-    dx.setZero();
+    bulk_zero(dx.data(), dx.size());
     backward(rows(dy), view(cache.hidden), cache.every_row, no_coherence(), cache, dx, none, grad);
   }
 

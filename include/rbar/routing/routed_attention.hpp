@@ -6,6 +6,7 @@
 #pragma once
 
 #include "rbar/attention/multi_head_attention.hpp"
+#include "rbar/core/bulk.hpp"
 #include "rbar/routing/adaptive_router.hpp"
 #include "rbar/routing/mixer.hpp"
 
@@ -85,7 +86,7 @@ struct RoutedAttention {
     const Routing& routing = cache.router.routing;
     const RoutedRows attention_rows = routing.attention_rows(), mixing_rows = routing.mixing_rows();
     ensure_shape(cache.hidden, shape_of(hidden));
-    std::copy_n(hidden.data(), hidden.size(), cache.hidden.data());
+    bulk_copy(hidden.data(), hidden.size(), cache.hidden.data());
     ensure_shape(y, shape_of(hidden));
     ensure_shape(cache.packed, {rows(hidden).rows(), hidden.dimension(2)});
 
@@ -104,7 +105,7 @@ struct RoutedAttention {
     const Routing& routing = cache.router.routing;
     const RoutedRows attention_rows = routing.attention_rows(), mixing_rows = routing.mixing_rows();
     ensure_shape(dx, shape_of(hidden));
-    dx.setZero();
+    bulk_zero(dx.data(), dx.size());
     ensure_shape(cache.dscores, shape_of(cache.router.scores));
     cache.dscores.setZero();
 

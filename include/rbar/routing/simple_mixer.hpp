@@ -2,6 +2,7 @@
 // Source: the CoRT package 0.1.0, SimpleMixer.
 #pragma once
 
+#include "rbar/core/bulk.hpp"
 #include "rbar/nn/feed_forward.hpp"
 
 #include <algorithm>
@@ -24,7 +25,7 @@ struct SimpleMixer {
 
   void forward(ConstTensorView<T, 3> hidden, Tensor<T, 3>& y, Cache& cache) const {
     ensure_shape(cache.hidden, shape_of(hidden));
-    std::copy_n(hidden.data(), hidden.size(), cache.hidden.data());
+    bulk_copy(hidden.data(), hidden.size(), cache.hidden.data());
     ensure_shape(y, shape_of(hidden));
     net.forward(rows(hidden), rows(y), cache.net);
   }

@@ -39,26 +39,36 @@ void square_norms(const HeadsView<const T>& view, Index batch, Index first, T* n
       }
   });
 }
+// Short sequences share a chunk; a long one alone is cut further (a call inside a chunk is not).
+template <class T>
+Index sequences_per_chunk(const HeadsView<T>& view) {
+  return std::max<Index>(1, 32768 / std::max<Index>(1, view.tokens * view.heads * view.dim));
+}
+
 // Of every token.
 template <class T>
 void square_norms(const HeadsView<const T>& view, T* norms) {
-  for (Index b = 0; b < view.batch; ++b) square_norms(view, b, 0, norms);
+  parallel_for(view.batch, sequences_per_chunk(view), [&](Index begin, Index end) {
+    for (Index b = begin; b < end; ++b) square_norms(view, b, 0, norms);
+  });
 }
 
 // dx += 2 x·dnorm, the gradient of the squared norms.
 template <class T>
 void square_norms_backward(const HeadsView<const T>& view, const T* dnorms, const HeadsView<T>& dx) {
   const Index chunk = std::max<Index>(1, 32768 / std::max<Index>(1, view.heads * view.dim));
-  for (Index b = 0; b < view.batch; ++b)
-    parallel_for(view.count(b), chunk, [&](Index begin, Index end) {
-      for (Index t = begin; t < end; ++t)
-        for (Index head = 0; head < view.heads; ++head) {
-          const T factor = 2 * dnorms[(view.first_row(b) + t) * view.heads + head];
-          const T* RBAR_RESTRICT from = view.at(b, head, t);
-          T* RBAR_RESTRICT to = dx.at(b, head, t);
-          for (Index d = 0; d < view.dim; ++d) to[d] += factor * from[d];
-        }
-    });
+  parallel_for(view.batch, sequences_per_chunk(view), [&](Index first, Index last) {
+    for (Index b = first; b < last; ++b)
+      parallel_for(view.count(b), chunk, [&](Index begin, Index end) {
+        for (Index t = begin; t < end; ++t)
+          for (Index head = 0; head < view.heads; ++head) {
+            const T factor = 2 * dnorms[(view.first_row(b) + t) * view.heads + head];
+            const T* RBAR_RESTRICT from = view.at(b, head, t);
+            T* RBAR_RESTRICT to = dx.at(b, head, t);
+            for (Index d = 0; d < view.dim; ++d) to[d] += factor * from[d];
+          }
+      });
+  });
 }
 
 // logit_ij = β_h (2 q_i·k_j − ‖k_j‖²), of which 2β_h is folded into q: one multiply-add a pair.
