@@ -1,7 +1,8 @@
 // The blocked matrix product after Goto and van de Geijn, "Anatomy of high-performance matrix
-// multiplication", ACM TOMS 34 (2008), and Van Zee and van de Geijn, "BLIS", ACM TOMS 41 (2015): slices of
-// B are packed once for all threads, and chunks of rows of C pack their part of A on their own stack, so
-// that everything packed stays in L2. While one slice is multiplied the next is packed.
+// multiplication", ACM TOMS 34 (2008), and Van Zee and van de Geijn, "BLIS", ACM TOMS 41 (2015). One operand fills
+// registers and is packed, slice after slice, once for all threads; of the other, single elements are broadcast, which
+// needs no packing where its inner dimension is contiguous. For y = x Wᵀ with fewer rows of x than of W that is W: the
+// product computed is yᵀ = W xᵀ, and the weights are read where they lie.
 // An element of C is summed front to back within each slice of the inner dimension, slice after slice, and k alone
 // says where slices end: the same bits for any number of threads, and for a row of C among any number of rows.
 #pragma once
@@ -19,27 +20,117 @@ namespace rbar::simd {
 
 namespace detail {
 
-// Slices of B, packed: at most 2 × 512 KiB, kept by the calling thread.
+// Slices of B, packed: two of at most 576 KiB, kept by the calling thread.
 struct PackedSlices {};
 
 // How one problem is cut. A slice of B is depth × columns; a chunk of C is rows × columns.
 template <class T>
 struct GemmBlocking {
-  static constexpr Index max_depth = gemm_max_depth<T>;
-  static constexpr Index max_columns = divide_up(512, gemm_columns<T>) * gemm_columns<T>;
+  static constexpr Index max_packed_depth = gemm_max_depth<T>(true);
+  static constexpr Index max_slice = (Index{576} << 10) / static_cast<Index>(sizeof(T));
   static constexpr Index max_rows = 128;
   static constexpr Index min_work = Index{1} << 19;  // multiply-adds that pay for a hand-over to another thread
 
   Index depth, columns, rows;
 
-  GemmBlocking(Index m, Index n, Index k) {
-    depth = gemm_depth<T>(k);
-    columns = even_part(n, max_columns, gemm_columns<T>);
+  GemmBlocking(Index m, Index n, Index depth_) : depth(depth_) {
+    constexpr Index width = gemm_columns<T>;
+    columns = even_part(n, std::clamp(max_slice / depth / width, Index{1}, 528 / width) * width, width);
     rows = even_part(m, max_rows, gemm_rows);
     while (rows > 2 * gemm_rows && divide_up(m, rows) < 16 && rows * columns * depth >= 2 * min_work)
       rows = even_part(rows, divide_up(rows, 2), gemm_rows);
   }
 };
+
+// Rows of C up to which y = x Wᵀ is computed transposed. Writing C transposed touches many pages, and that costs more
+// than packing W when there are many rows to share it.
+inline constexpr Index gemm_transposed_most = 256;
+inline constexpr Index transposed_rows = 64;  // of W at once: four cache lines of each row of C
+
+// An operand of rows × k: element (i, p) at data[i·stride + p], or at data[p·stride + i] unless `inner_contiguous`.
+template <class T>
+struct GemmOperand {
+  const T* data;
+  Index stride;
+  bool inner_contiguous;
+
+  const T* at(Index i, Index p) const { return data + (inner_contiguous ? i * stride + p : p * stride + i); }
+};
+
+// C[m,n] (+)= A·Bᵀ of two operands; with TransposedC, C(i, j) is c[j·ldc + i].
+template <bool TransposedC, class T>
+void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a, const GemmOperand<T>& b, T* c,
+                 Index ldc, bool accumulate) {
+  using Blocking = GemmBlocking<T>;
+  constexpr Index width_a = gemm_rows, width_b = gemm_columns<T>;
+  const Blocking block(m, n, depth);
+  const Index slice_size = block.depth * block.columns, depth_slices = divide_up(k, block.depth);
+  const Index slices = divide_up(n, block.columns) * depth_slices;
+  T* const packed = thread_scratch<T, PackedSlices>(std::min<Index>(slices, 2) * slice_size);
+
+  struct Slice {
+    Index column, columns, inner, depth;
+  };
+  const auto slice_at = [&](Index number) {
+    const Index column = number / depth_slices * block.columns, inner = number % depth_slices * block.depth;
+    return Slice{column, std::min(block.columns, n - column), inner, std::min(block.depth, k - inner)};
+  };
+  const auto pack_b = [&](Index number, Index panel) {
+    const Slice slice = slice_at(number);
+    const Index j = panel * width_b;
+    pack_panels<width_b>(b.inner_contiguous, b.at(slice.column + j, slice.inner), b.stride,
+                         std::min(width_b, slice.columns - j), slice.depth,
+                         packed + number % 2 * slice_size + j * slice.depth);
+  };
+  // The panels of A at `first`, `panel_step` apart, times a slice of B.
+  const auto multiply_chunk = [&](const Slice& slice, const T* packed_b, Index row, Index rows,
+                                  const PanelOfA<T>& first, Index panel_step) {
+    const bool add = accumulate || slice.inner > 0;
+    constexpr Index height = TransposedC ? transposed_rows : width_a;
+    for (Index i = 0; i < rows; i += height)
+      for (Index j = 0; j < slice.columns; j += width_b) {
+        const Index column = slice.column + j, columns = std::min(width_b, slice.columns - j);
+        const auto multiply_at = [&](Index r, T* to, Index stride, bool add_to) {
+          const PanelOfA<T> panel{first.data + r / width_a * panel_step, first.row, first.step};
+          multiply_panels(slice.depth, panel, packed_b + j * slice.depth, width_b, to, stride,
+                          std::min(width_a, rows - r), columns, add_to);
+        };
+        if constexpr (TransposedC) {
+          T* const to = c + column * ldc + row + i;
+          for (Index t = 0; t < columns; ++t) RBAR_PREFETCH_WRITE(to + t * ldc);
+          alignas(64) T tile[height * width_b];
+          for (Index r = i; r < std::min(i + height, rows); r += width_a)
+            multiply_at(r, tile + (r - i) * width_b, width_b, false);
+          for (Index r = 0; r < height && i + r < rows; r += lanes<T>)
+            write_transposed(tile + r * width_b, to + r, ldc, std::min(lanes<T>, rows - i - r), columns, add);
+        } else {
+          multiply_at(i, c + (row + i) * ldc + column, ldc, add);
+        }
+      }
+  };
+  const auto multiply = [&](Index number, Index row) {
+    const Slice slice = slice_at(number);
+    const Index rows = std::min(block.rows, m - row);
+    const T* const packed_b = packed + number % 2 * slice_size;
+    const T* const source = a.at(row, slice.inner);
+    if (a.inner_contiguous)
+      return multiply_chunk(slice, packed_b, row, rows, {source, a.stride, 1}, width_a * a.stride);
+    alignas(64) T packed_a[Blocking::max_rows * Blocking::max_packed_depth];
+    pack_panels<width_a>(false, source, a.stride, rows, slice.depth, packed_a);
+    multiply_chunk(slice, packed_b, row, rows, {packed_a, 1, width_a}, width_a * slice.depth);
+  };
+
+  // Step s multiplies slice s-1 and packs slice s, which is then the one in the caches.
+  for (Index step = 0; step <= slices; ++step) {
+    const Index panels = step < slices ? divide_up(slice_at(step).columns, width_b) : 0;
+    const Index chunks = step > 0 ? divide_up(m, block.rows) : 0;
+    const Index work = (chunks > 0 ? m : 16) * slice_size;
+    parallel_for(chunks + panels, work < Blocking::min_work ? chunks + panels : 1, [&](Index begin, Index end) {
+      for (Index task = begin; task < end; ++task)
+        task < chunks ? multiply(step - 1, task * block.rows) : pack_b(step, task - chunks);
+    });
+  }
+}
 
 }  // namespace detail
 
@@ -56,56 +147,13 @@ void blocked_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k,
     });
     return;
   }
-  if (m <= gemm_few_rows) {
-    few_rows_gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, accumulate);
-    return;
-  }
-
-  using Blocking = GemmBlocking<T>;
-  constexpr Index width_a = gemm_rows, width_b = gemm_columns<T>;
-  const Blocking block(m, n, k);
-  const Index slice_size = block.depth * block.columns, depth_slices = divide_up(k, block.depth);
-  const Index slices = divide_up(n, block.columns) * depth_slices;
-  T* const packed = thread_scratch<T, PackedSlices>(std::min<Index>(slices, 2) * slice_size);
-
-  struct Slice {
-    Index column, columns, inner, depth;
-  };
-  const auto slice_at = [&](Index number) {
-    const Index column = number / depth_slices * block.columns, inner = number % depth_slices * block.depth;
-    return Slice{column, std::min(block.columns, n - column), inner, std::min(block.depth, k - inner)};
-  };
-  const auto pack_b = [&](Index number, Index panel) {
-    const Slice slice = slice_at(number);
-    const Index j = panel * width_b, column = slice.column + j;
-    pack_panels<width_b>(transpose_b, b + (transpose_b ? column * ldb + slice.inner : slice.inner * ldb + column), ldb,
-                         std::min(width_b, slice.columns - j), slice.depth,
-                         packed + number % 2 * slice_size + j * slice.depth);
-  };
-  const auto multiply = [&](Index number, Index row) {
-    const Slice slice = slice_at(number);
-    const Index rows = std::min(block.rows, m - row);
-    alignas(64) T packed_a[Blocking::max_rows * Blocking::max_depth];
-    pack_panels<width_a>(!transpose_a, a + (transpose_a ? slice.inner * lda + row : row * lda + slice.inner), lda, rows,
-                         slice.depth, packed_a);
-    const T* const packed_b = packed + number % 2 * slice_size;
-    for (Index i = 0; i < rows; i += width_a)
-      for (Index j = 0; j < slice.columns; j += width_b)
-        multiply_panels(slice.depth, packed_a + i * slice.depth, packed_b + j * slice.depth, width_b,
-                        c + (row + i) * ldc + slice.column + j, ldc, std::min(width_a, rows - i),
-                        std::min(width_b, slice.columns - j), accumulate || slice.inner > 0);
-  };
-
-  // Step s multiplies slice s-1 and packs slice s.
-  for (Index step = 0; step <= slices; ++step) {
-    const Index panels = step < slices ? divide_up(slice_at(step).columns, width_b) : 0;
-    const Index chunks = step > 0 ? divide_up(m, block.rows) : 0;
-    const Index work = (chunks > 0 ? m : 16) * slice_size;
-    parallel_for(panels + chunks, work < Blocking::min_work ? panels + chunks : 1, [&](Index begin, Index end) {
-      for (Index task = begin; task < end; ++task)
-        task < panels ? pack_b(step, task) : multiply(step - 1, (task - panels) * block.rows);
-    });
-  }
+  if (m <= gemm_few_rows) return few_rows_gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+  const Index depth = gemm_depth<T>(transpose_a, k);
+  const GemmOperand<T> left{a, lda, !transpose_a}, right{b, ldb, transpose_b};
+  if (transpose_b && m < n && m <= gemm_transposed_most)
+    sliced_gemm<true>(n, m, k, depth, right, left, c, ldc, accumulate);
+  else
+    sliced_gemm<false>(m, n, k, depth, left, right, c, ldc, accumulate);
 }
 
 }  // namespace rbar::simd

@@ -13,12 +13,15 @@ constexpr Index even_part(Index size, Index most, Index multiple) {
   return divide_up(divide_up(size, divide_up(size, most)), multiple) * multiple;
 }
 
-// A slice of the inner dimension. C is read and written once for each: short slices cost time, long ones cache.
+// A slice of the inner dimension. C is read and written once for each, so long ones are better; but where A has to be
+// packed as well, its panels share the caches with B's.
 template <class T>
-inline constexpr Index gemm_max_depth = 1024 / static_cast<Index>(sizeof(T));
+constexpr Index gemm_max_depth(bool transpose_a) {
+  return (transpose_a ? 1024 : 2048) / static_cast<Index>(sizeof(T));
+}
 template <class T>
-constexpr Index gemm_depth(Index k) {
-  return even_part(k, gemm_max_depth<T>, lanes<T>);
+constexpr Index gemm_depth(bool transpose_a, Index k) {
+  return even_part(k, gemm_max_depth<T>(transpose_a), lanes<T>);
 }
 
 }  // namespace rbar::simd::detail

@@ -82,13 +82,14 @@ template <class T>
 void multiply_in_place(Index depth, const T* a, const T* b, Index ldb, T* c, Index ldc, Index rows, Index columns,
                        bool accumulate) {
   constexpr Index width = gemm_columns<T>;
-  alignas(64) T packed[width * gemm_max_depth<T>];
+  alignas(64) T packed[width * gemm_max_depth<T>(false)];
   if (columns < width) {  // the kernel reads whole registers
     pack_panels<width>(false, b, ldb, columns, depth, packed);
     b = packed, ldb = width;
   }
   for (Index i = 0; i < rows; i += gemm_rows)
-    multiply_panels(depth, a + i * depth, b, ldb, c + i * ldc, ldc, std::min(gemm_rows, rows - i), columns, accumulate);
+    multiply_panels(depth, PanelOfA<T>{a + i * depth, 1, gemm_rows}, b, ldb, c + i * ldc, ldc,
+                    std::min(gemm_rows, rows - i), columns, accumulate);
 }
 
 struct PackedRows {};
@@ -100,7 +101,7 @@ template <class T>
 void few_rows_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k, const T* a, Index lda, const T* b,
                    Index ldb, T* c, Index ldc, bool accumulate) {
   using namespace detail;
-  const Index depth_step = gemm_depth<T>(k);
+  const Index depth_step = gemm_depth<T>(transpose_a, k);
   // Panels of all of A, slice after slice; a single row needs none if it lies in order.
   const bool in_place = m == 1 && !transpose_a && transpose_b;
   const Index a_rows = in_place ? 1 : divide_up(m, gemm_rows) * gemm_rows, a_step = in_place ? 1 : gemm_rows;

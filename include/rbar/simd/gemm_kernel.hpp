@@ -3,6 +3,7 @@
 #pragma once
 
 #include "rbar/simd/batch.hpp"
+#include "rbar/simd/gemm_pack.hpp"
 
 namespace rbar::simd {
 
@@ -14,10 +15,19 @@ inline constexpr Index gemm_columns = gemm_vectors* lanes<T>;
 
 namespace detail {
 
-// C[Rows, columns] (+)= Σ_p a[p·gemm_rows + r] · b[p·b_step + j], columns in ((Vectors-1)·lanes, Vectors·lanes].
+// A panel of op(A), whose element (r, p) is data[r·row + p·step]: packed, or where it lies.
+template <class T>
+struct PanelOfA {
+  const T* data;
+  Index row, step;
+};
+
+// C[Rows, columns] (+)= Σ_p a(r, p) · b[p·b_step + j], columns in ((Vectors-1)·lanes, Vectors·lanes].
 template <Index Rows, Index Vectors, class T>
-void multiply_block(Index depth, const T* RBAR_RESTRICT a, const T* RBAR_RESTRICT b, Index b_step, T* RBAR_RESTRICT c,
-                    Index ldc, Index columns, bool accumulate) {
+RBAR_NOINLINE void multiply_block(Index depth, const PanelOfA<T>& panel, const T* RBAR_RESTRICT b, Index b_step,
+                                  T* RBAR_RESTRICT c, Index ldc, Index columns, bool accumulate) {
+  const T* RBAR_RESTRICT a = panel.data;
+  const Index a_row = panel.row, a_step = panel.step;
   Batch<T> sum[Rows][Vectors];
   for (Index r = 0; r < Rows; ++r)
     for (Index v = 0; v < Vectors; ++v) sum[r][v] = zero<T>();
@@ -25,36 +35,36 @@ void multiply_block(Index depth, const T* RBAR_RESTRICT a, const T* RBAR_RESTRIC
     for (Index v = 0; v < Vectors; ++v) RBAR_PREFETCH_WRITE(c + r * ldc + v * lanes<T>);
   for (Index p = 0; p < depth; ++p) {
     Batch<T> right[Vectors];
-    for (Index v = 0; v < Vectors; ++v) right[v] = load(b + v * lanes<T>);
+    for (Index v = 0; v < Vectors; ++v) {
+      right[v] = load(b + v * lanes<T>);
+      hold(right[v]);
+    }
     for (Index r = 0; r < Rows; ++r) {
-      const auto left = broadcast(a[r]);
+      const auto left = broadcast(a[r * a_row]);
       for (Index v = 0; v < Vectors; ++v) sum[r][v] = multiply_add(left, right[v], sum[r][v]);
     }
-    a += gemm_rows;
+    a += a_step;
     b += b_step;
   }
-  if (columns == Vectors * lanes<T>) {
-    if (accumulate)
-      for (Index r = 0; r < Rows; ++r)
-        for (Index v = 0; v < Vectors; ++v) sum[r][v] = sum[r][v] + load(c + r * ldc + v * lanes<T>);
-    for (Index r = 0; r < Rows; ++r)
-      for (Index v = 0; v < Vectors; ++v) store(c + r * ldc + v * lanes<T>, sum[r][v]);
-  } else {
-    alignas(64) T block[Rows][Vectors * lanes<T>];
-    for (Index r = 0; r < Rows; ++r)
-      for (Index v = 0; v < Vectors; ++v) store(&block[r][v * lanes<T>], sum[r][v]);
-    for (Index r = 0; r < Rows; ++r)
-      for (Index j = 0; j < columns; ++j) c[r * ldc + j] = accumulate ? c[r * ldc + j] + block[r][j] : block[r][j];
-  }
+  // Only the last register of a row may be cut short.
+  const Index last = columns - (Vectors - 1) * lanes<T>;
+  for (Index r = 0; r < Rows; ++r)
+    for (Index v = 0; v < Vectors; ++v) {
+      T* const to = c + r * ldc + v * lanes<T>;
+      if (v < Vectors - 1 || last == lanes<T>)
+        store(to, accumulate ? load(to) + sum[r][v] : sum[r][v]);
+      else
+        store_partial(to, accumulate ? load_partial(to, last) + sum[r][v] : sum[r][v], last);
+    }
 }
 
 // The rows at the lower edge are split into powers of two: 4 × 3 kernels instead of 8 × 3.
 template <Index Rows, Index Vectors, class T>
-void multiply_rows(Index depth, const T* a, const T* b, Index b_step, T* c, Index ldc, Index rows, Index columns,
+void multiply_rows(Index depth, PanelOfA<T> a, const T* b, Index b_step, T* c, Index ldc, Index rows, Index columns,
                    bool accumulate) {
   if (rows >= Rows) {
     multiply_block<Rows, Vectors>(depth, a, b, b_step, c, ldc, columns, accumulate);
-    a += Rows, c += Rows * ldc, rows -= Rows;
+    a.data += Rows * a.row, c += Rows * ldc, rows -= Rows;
   }
   if constexpr (Rows > 1)
     if (rows > 0) multiply_rows<Rows / 2, Vectors>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
@@ -103,11 +113,11 @@ void dot_rows(Index depth, const T* a, Index lda, const T* b, Index ldb, T* c, I
 
 }  // namespace detail
 
-// One panel of A (up to gemm_rows rows, packed) times one of B (up to gemm_columns columns; row p of it
-// at b + p·b_step): C[rows, columns] (+)= A·B.
+// One panel of A (up to gemm_rows rows) times one of B (up to gemm_columns columns; row p of it at b + p·b_step):
+// C[rows, columns] (+)= A·B.
 template <class T>
-void multiply_panels(Index depth, const T* a, const T* b, Index b_step, T* c, Index ldc, Index rows, Index columns,
-                     bool accumulate) {
+void multiply_panels(Index depth, const detail::PanelOfA<T>& a, const T* b, Index b_step, T* c, Index ldc, Index rows,
+                     Index columns, bool accumulate) {
   static_assert(gemm_vectors == 3);
   if (columns > 2 * lanes<T>)
     detail::multiply_rows<gemm_rows, 3>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
@@ -115,6 +125,26 @@ void multiply_panels(Index depth, const T* a, const T* b, Index b_step, T* c, In
     detail::multiply_rows<gemm_rows, 2>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
   else
     detail::multiply_rows<gemm_rows, 1>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
+}
+
+// C[j·ldc + r] (+)= block[r·gemm_columns + j] for up to a register of rows r.
+template <class T>
+void write_transposed(const T* RBAR_RESTRICT block, T* RBAR_RESTRICT c, Index ldc, Index rows, Index columns,
+                      bool accumulate) {
+  constexpr Index side = detail::block_lanes<T>;
+  for (Index j = 0; j < columns; j += side) {
+    Batch<T> square[side];
+    for (Index t = 0; t < side; ++t)
+      square[t] = detail::load_blocks<T>([&](Index i) { return block + (t + i * side) * gemm_columns<T> + j; });
+    detail::transpose_blocks(square);
+    for (Index t = 0; t < side && j + t < columns; ++t) {
+      T* const to = c + (j + t) * ldc;
+      if (rows == lanes<T>)
+        store(to, accumulate ? load(to) + square[t] : square[t]);
+      else
+        store_partial(to, accumulate ? load_partial(to, rows) + square[t] : square[t], rows);
+    }
+  }
 }
 
 // C[rows, columns] (+)= A·Bᵀ straight from memory, for so few columns that B stays in the first cache.

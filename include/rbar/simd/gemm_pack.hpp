@@ -5,6 +5,7 @@
 
 #include "rbar/simd/batch.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -131,6 +132,15 @@ void pack_group_transposed(const T* source, Index stride, Index count, Index dep
     for (Index i = 0; i < Group; ++i) panel[p * Width + i] = source[clamped(i) + p];
 }
 
+// Writes whole registers where that many elements are there to be read.
+template <class T>
+RBAR_INLINE void copy_some(T* to, const T* from, Index count) {
+  if (count == lanes<T>)
+    store(to, load(from));
+  else
+    store_partial(to, load_partial(from, count), count);
+}
+
 }  // namespace detail
 
 // Packs `count` rows (of A, or columns of B) over `depth` inner indices into consecutive panels of
@@ -147,19 +157,23 @@ void pack_panels(bool transposing, const T* source, Index stride, Index count, I
                                                     packed + i);
     return;
   }
-  // A few inner indices at a time: whole cache lines of the source, and longer runs for each panel.
-  constexpr Index block = 8;
+  // A few inner indices at a time: whole cache lines of the source, and longer runs for each panel. Rows lie far apart,
+  // and the hardware does not see the next one coming.
+  constexpr Index block = 8, ahead = 24, line = 64 / static_cast<Index>(sizeof(T));
   for (Index p = 0; p < depth; p += block) {
     const Index end = p + block < depth ? p + block : depth;
+    for (Index q = p; q < end; ++q)
+      for (Index i = 0; i < count; i += line) RBAR_PREFETCH_FAR(source + (q + ahead) * stride + i);
     for (Index panel = 0; panel < count; panel += Width) {
       const T* from = source + panel;
       T* to = packed + panel * depth;
-      if (count - panel >= Width)
-        for (Index q = p; q < end; ++q)
+      const Index columns = std::min(Width, count - panel);
+      for (Index q = p; q < end; ++q)
+        if (columns == Width)
           std::memcpy(to + q * Width, from + q * stride, sizeof(T) * static_cast<std::size_t>(Width));
-      else
-        for (Index q = p; q < end; ++q)
-          for (Index i = 0; i < Width; ++i) to[q * Width + i] = panel + i < count ? from[q * stride + i] : T(0);
+        else
+          for (Index i = 0; i < columns; i += lanes<T>)
+            detail::copy_some(to + q * Width + i, from + q * stride + i, std::min(lanes<T>, columns - i));
     }
   }
 }
