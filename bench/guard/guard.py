@@ -5,8 +5,9 @@
     python3 bench/guard/guard.py --bench build/release/bench --record   # writes what it measures into bounds.json
 
 Every figure is a ratio taken within one process: a share of the FMA peak or of the copy bandwidth measured between the
-runs, or one kernel's time over another's. None is an absolute time, so that the bounds hold on every machine of a
-class: the widest SIMD that the benches are built for. bounds.json has, for each program, benchmark and counter, the
+runs, or one kernel's time over another's. None is an absolute time, but processors differ in what bounds a kernel, so
+bounds are those of a class: the widest SIMD that the benches are built for and the processor's vendor and family. On a
+processor of another class the figures are printed and nothing fails. bounds.json has, for each program, benchmark and counter, the
 figure of each class on a quiet machine. One that is worse than 80% of it (a `time_ratio` or `over_...` is a ratio of
 times: smaller is better) is taken again, up to --rounds times, and the best counts: a busy neighbour must not fail it.
 --record takes all figures in every round and writes the medians; it adds a row whose counter is {} there.
@@ -24,7 +25,13 @@ BOUNDS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bounds.json")
 
 
 def class_of(architecture):
-    return next((name for name in ("avx512", "avx2") if name in architecture), architecture)
+    simd = next((name for name in ("avx512", "avx2") if name in architecture), architecture)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            about = dict(line.split("\t: ") for line in file.read().split("\n") if "\t: " in line)
+    except OSError:
+        about = {}
+    return " ".join([simd] + [about[key].strip() for key in ("vendor_id", "cpu family") if key in about])
 
 
 def left_of(counter, value, bound):
@@ -89,7 +96,8 @@ def main():
         if not lost and not arguments.record:
             break
 
-    print("%-15s %-52s %-11s %7s %7s %6s" % (kind, "", "", "now", "bound", "left"))
+    print(kind)
+    print("%-15s %-52s %-11s %7s %7s %6s" % ("", "", "", "now", "bound", "left"))
     for figure in figures:
         line, bound = "%-15s %-52s %-11s %7.3f" % (*figure, statistics.median(values[figure])), bound_of(figure)
         mark = "  LOST" if figure in lost else ""
