@@ -188,10 +188,8 @@ template <class T, class Field>
 RBAR_INLINE void oscillator_step(Columns<T>& theta, const OscillatorSteps& steps, Field&& field) {
   const Batch<T> dt = broadcast(static_cast<T>(steps.step_size));
   const auto velocities = [&](Index stage, const Columns<T>& y) {
-    Phasor<T> z[oscillator_registers];
-    for (Index r = 0; r < oscillator_registers; ++r) z[r] = half_turn_phasor(y.at[r]);
     Columns<T> velocity;
-    for (Index r = 0; r < oscillator_registers; ++r) velocity.at[r] = field(stage, r, z[r]);
+    for (Index r = 0; r < oscillator_registers; ++r) velocity.at[r] = field(stage, r, half_turn_phasor(y.at[r]));
     return velocity;
   };
   if (!steps.runge_kutta) {
