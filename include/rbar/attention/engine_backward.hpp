@@ -96,8 +96,16 @@ struct BackwardTile {
     tile.set(mask, query, views.key, tiling, batch, kv_head, head_set, number);
     if (tile.rows == 0) return;
     load_queries();
-    tile.visit_keys(mask, tile_keys_for<T>(std::max(query.dim, views.value.dim)),
-                    [&](Index first, Index count) { add_keys(first, count); });
+    const Index tile_keys = tile_keys_for<T>(std::max(query.dim, views.value.dim));
+    tile.visit_keys(mask, tile_keys, [&](Index first, Index count) {
+      tile.fetch_ahead(mask, tiling, number + 1, tile_keys, [&](Index head, Index i) {
+        fetch_row(query.at(batch, head, i), query.dim);
+        fetch_row(views.dquery.at(batch, head, i), query.dim);
+        fetch_row(views.output.at(batch, head, i), views.value.dim);
+        fetch_row(views.doutput.at(batch, head, i), views.value.dim);
+      });
+      add_keys(first, count);
+    });
     for (Index v = 0; v < tile.vectors; ++v)
       simd::lanes_to_rows(
           dquery_lanes + v * lanes, tile.width(), scale + v * lanes,
@@ -132,10 +140,15 @@ struct BackwardTile {
       for (Index d = 0; d < query.dim; ++d) q[d] = source[d] * scale[row];
       const T* incoming = doutput.at(at.batch, at.head, at.query);
       const T* out = output.at(at.batch, at.head, at.query);
-      for (Index d = 0; d < value.dim; ++d) {
-        g[d] = incoming[d];
-        delta[row] += incoming[d] * out[d];
-      }
+      std::copy_n(incoming, value.dim, g);
+      auto sum = simd::zero<T>();
+      Index d = 0;
+      for (; d + lanes <= value.dim; d += lanes)
+        sum = simd::multiply_add(simd::load(incoming + d), simd::load(out + d), sum);
+      if (d < value.dim)
+        sum = simd::multiply_add(simd::load_partial(incoming + d, value.dim - d),
+                                 simd::load_partial(out + d, value.dim - d), sum);
+      delta[row] = simd::reduce_add(sum);
       const T lse = log_sum_exp[at.row * query.heads + at.head];
       if (lse != -infinity) shift[row] = -lse * std::numbers::log2e_v<T>;
     }
@@ -166,17 +179,18 @@ struct BackwardTile {
       const Index n = (v_end - v) * lanes, j = first + from;
       T* p = probabilities + from * width + v * lanes;
       T* ds = dscores + from * width + v * lanes;
-      simd::tile_product<false>(length, n, value.dim, value_rows.at(j), value_rows.stride, Index{1},
-                                doutput_lanes + v * lanes, width, ds, width);
-      simd::tile_product<false>(length, n, key.dim, keys.at(j), keys.stride, Index{1}, query_lanes + v * lanes, width,
-                                p, width);
+      simd::tile_product<false, simd::Lies::by_rows>(length, n, value.dim, value_rows.at(j), value_rows.stride,
+                                                     doutput_lanes + v * lanes, width, ds, width);
+      simd::tile_product<false, simd::Lies::by_rows>(length, n, key.dim, keys.at(j), keys.stride,
+                                                     query_lanes + v * lanes, width, p, width);
       differentiate(strips[s], first);
-      simd::tile_product<true>(length, value.dim, n, p, width, Index{1}, doutput_rows + v * lanes * value.dim,
-                               value.dim, dvalue_rows.at(j), dvalue_rows.stride);
-      simd::tile_product<true>(length, key.dim, n, ds, width, Index{1}, query_rows + v * lanes * key.dim, key.dim,
-                               dkeys.at(j), dkeys.stride);
-      simd::tile_product<true>(key.dim, n, length, keys.at(j), Index{1}, keys.stride, ds, width,
-                               dquery_lanes + v * lanes, width);
+      simd::tile_product<true, simd::Lies::by_rows>(length, value.dim, n, p, width,
+                                                    doutput_rows + v * lanes * value.dim, value.dim, dvalue_rows.at(j),
+                                                    dvalue_rows.stride);
+      simd::tile_product<true, simd::Lies::by_rows>(length, key.dim, n, ds, width, query_rows + v * lanes * key.dim,
+                                                    key.dim, dkeys.at(j), dkeys.stride);
+      simd::tile_product<true, simd::Lies::by_columns>(key.dim, n, length, keys.at(j), keys.stride, ds, width,
+                                                       dquery_lanes + v * lanes, width);
     }
     if constexpr (Values::key_count > 0)
       for (Index j = 0; j < count; ++j) {

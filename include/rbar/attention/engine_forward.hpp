@@ -12,7 +12,6 @@
 #include "rbar/simd/tile_product.hpp"
 #include "rbar/simd/transpose.hpp"
 
-#include <cmath>
 #include <numbers>
 
 namespace rbar::detail {
@@ -21,6 +20,7 @@ template <class T, class Score, class Mask>
 struct ForwardTile {
   static constexpr Index lanes = simd::lanes<T>;
   static constexpr T infinity = std::numeric_limits<T>::infinity();
+  static constexpr T largest_exponent = 4;  // of a weight 2^(S·log2 e − reference) before the sums are rescaled
 
   const HeadsView<const T>& query;
   const HeadsView<const T>& key;
@@ -70,9 +70,14 @@ struct ForwardTile {
       if (tile.rows == 0) continue;
       few = tile.rows <= lanes / 2;
       load_queries();
-      if constexpr (has_query_order<Mask>) fetch_queries(tiling, number - 1, output);
-      tile.visit_keys(mask, tile_keys_for<T>(std::max(key.dim, value.dim)),
-                      [&](Index first, Index count) { add_keys(first, count); });
+      const Index tile_keys = tile_keys_for<T>(std::max(key.dim, value.dim));
+      tile.visit_keys(mask, tile_keys, [&](Index first, Index count) {
+        tile.fetch_ahead(mask, tiling, number - 1, tile_keys, [&](Index head, Index i) {
+          fetch_row(query.at(batch, head, i), query.dim);
+          fetch_row(output.at(batch, head, i), value.dim);
+        });
+        add_keys(first, count);
+      });
       finish(output, log_sum_exp);
     }
   }
@@ -101,18 +106,6 @@ struct ForwardTile {
     values.load_queries(score, tile);
   }
 
-  // Rows in another order than memory's have no neighbours that the processor would fetch by itself.
-  void fetch_queries(const Tiling& tiling, Index number, const HeadsView<T>& output) const {
-    if (number < 0) return;
-    constexpr Index line = 64 / static_cast<Index>(sizeof(T));
-    for (Index i = 0; i < tiling.queries; ++i) {
-      const QueryIndex& like = tile.queries[0];
-      const Index at = mask.query_at(tile.pair, like.head, number * tiling.queries + i);
-      for (Index d = 0; d < query.dim; d += line) RBAR_PREFETCH_FAR(query.at(like.batch, like.head, at) + d);
-      for (Index d = 0; d < value.dim; d += line) RBAR_PREFETCH_FAR(output.at(like.batch, like.head, at) + d);
-    }
-  }
-
   void add_keys(Index first, Index count) {
     Strip strips[max_strips];
     const int used = tile.template cut<Mask>(first, count, strips);
@@ -123,13 +116,22 @@ struct ForwardTile {
     // Sᵀ = K·Qᵀ
     for (int s = 0; s < used; ++s) {
       const auto [from, length, v, v_end, masked] = strips[s];
-      if (few)
+      if (few) {
         multiply_few(first + from, length, scores + from * width);
-      else
-        simd::tile_product<false>(length, (v_end - v) * lanes, key.dim, keys.at(first + from), keys.stride, Index{1},
-                                  queries + v * lanes, width, scores + from * width + v * lanes, width);
+      } else if (!masked && (v_end - v) % simd::tile_vectors == 0 && length % simd::tile_rows == 0) {
+        simd::tile_product_into<simd::Lies::by_rows>(
+            length, (v_end - v) * lanes, key.dim, keys.at(first + from), keys.stride, queries + v * lanes, width,
+            [&, key_begin = from, lane_begin = v * lanes](Index row, Index column, const auto& dots) {
+              take_logits(dots, key_begin + row, (lane_begin + column) / lanes, first);
+            });
+        continue;
+      } else {
+        simd::tile_product<false, simd::Lies::by_rows>(length, (v_end - v) * lanes, key.dim, keys.at(first + from),
+                                                       keys.stride, queries + v * lanes, width,
+                                                       scores + from * width + v * lanes, width);
+      }
+      take_logits(strips[s], first);
     }
-    for (int s = 0; s < used; ++s) take_logits(strips[s], first);
     Index v_begin = tile.vectors, v_end = 0;
     for (int s = 0; s < used; ++s) {
       v_begin = std::min(v_begin, strips[s].vector_begin);
@@ -143,11 +145,12 @@ struct ForwardTile {
       const auto [from, length, v, last, masked] = strips[s];
       const T* rows = value_rows.at(first + from);
       if (few)
-        simd::tile_product<true>(tile.rows, value.dim, length, scores + from * width, Index{1}, width, rows,
-                                 value_rows.stride, outputs, value.dim);
+        simd::tile_product<true, simd::Lies::by_columns>(tile.rows, value.dim, length, scores + from * width, width,
+                                                         rows, value_rows.stride, outputs, value.dim);
       else
-        simd::tile_product<true>(value.dim, (last - v) * lanes, length, rows, Index{1}, value_rows.stride,
-                                 scores + from * width + v * lanes, width, outputs + v * lanes, width);
+        simd::tile_product<true, simd::Lies::by_columns>(value.dim, (last - v) * lanes, length, rows, value_rows.stride,
+                                                         scores + from * width + v * lanes, width, outputs + v * lanes,
+                                                         width);
     }
   }
 
@@ -160,14 +163,32 @@ struct ForwardTile {
     for (Index j = 0; j < count; j += lanes)
       simd::rows_to_lanes([&](Index r) { return keys.at(first + j + r); }, std::min(lanes, count - j), key.dim, ones,
                           transposed_keys + j, padded_count);
-    simd::tile_product<false>(tile.rows, padded_count, key.dim, queries, key.dim, Index{1}, transposed_keys,
-                              padded_count, products, padded_count);
+    simd::tile_product<false, simd::Lies::by_rows>(tile.rows, padded_count, key.dim, queries, key.dim, transposed_keys,
+                                                   padded_count, products, padded_count);
     for (Index j = 0; j < count; j += lanes)
       simd::rows_to_lanes([&](Index r) { return products + r * padded_count + j; }, tile.rows,
                           std::min(lanes, count - j), ones, to + j * lanes, lanes);
   }
 
-  // Dot products become logits; the row maxima follow.
+  // Dot products become logits; the row maxima follow. Of a register block that is seen whole, key j and vector v
+  // first:
+  template <std::size_t Rows, std::size_t Vectors>
+  RBAR_INLINE void take_logits(const simd::Batch<T> (&dots)[Rows][Vectors], Index j, Index v, Index first) {
+    for (std::size_t c = 0; c < Vectors; ++c, ++v) {
+      const auto query_lanes = values.query_lanes(v);
+      auto largest = simd::load(row_max + v * lanes);
+      for (std::size_t r = 0; r < Rows; ++r) {
+        const Index at = j + static_cast<Index>(r);
+        const auto logit =
+            score.logit(dots[r][c], query_lanes, values.key_lanes(at), tile.lanes_at(v, key, first + at));
+        simd::store(scores + at * tile.width() + v * lanes, logit);
+        largest = simd::max(largest, logit);
+      }
+      simd::store(row_max + v * lanes, largest);
+    }
+  }
+
+  // and of a strip of dot products in memory.
   void take_logits(const Strip& strip, Index first) {
     for (Index v = strip.vector_begin; v < strip.vector_end; ++v) {
       const auto query_lanes = values.query_lanes(v);
@@ -183,15 +204,15 @@ struct ForwardTile {
     }
   }
 
-  // Makes the sums of vector v relative to its new maximum.
+  // Makes the sums of vector v relative to a new maximum, where it has left the old one far enough behind. Until then
+  // weights above 1 do no harm, and hardly ever a tile of keys but the first has to touch the outputs.
   void rescale(Index v) {
     const auto old_reference = simd::load(reference + v * lanes);
-    const auto new_reference = simd::load(row_max + v * lanes) * simd::broadcast(std::numbers::log2e_v<T>);
-    if (xsimd::all(old_reference == new_reference)) return;
-    // A row that has seen no finite logit yet keeps −∞; 0 stands in for it, as −∞ − −∞ is not a number.
-    const auto finite = xsimd::select(new_reference == simd::broadcast(-infinity), simd::zero<T>(), new_reference);
-    const auto factor = simd::exp2(old_reference - finite);
-    simd::store(reference + v * lanes, new_reference);
+    const auto maximum = simd::load(row_max + v * lanes) * simd::broadcast(std::numbers::log2e_v<T>);
+    const auto grown = maximum > old_reference + simd::broadcast(largest_exponent);
+    if (!xsimd::any(grown)) return;
+    const auto factor = xsimd::select(grown, simd::exp2(old_reference - maximum), simd::broadcast(T(1)));
+    simd::store(reference + v * lanes, xsimd::select(grown, maximum, old_reference));
     simd::store(row_sum + v * lanes, simd::load(row_sum + v * lanes) * factor);
     if (few) {
       simd::store(scale, factor);
@@ -222,8 +243,16 @@ struct ForwardTile {
   }
 
   void finish(const HeadsView<T>& output, T* log_sum_exp) {
-    for (Index row = 0; row < tile.width(); ++row)
-      scale[row] = row_sum[row] > 0 || std::isnan(row_sum[row]) ? T(1) / row_sum[row] : T(0);
+    alignas(64) T log_sum[QueryTile<T>::max_rows];
+    for (Index v = 0; v < tile.width(); v += lanes) {
+      const auto sum = simd::load(row_sum + v);
+      const auto empty = sum == simd::zero<T>();
+      simd::store(scale + v, xsimd::select(empty, simd::zero<T>(), simd::broadcast(T(1)) / sum));
+      if (!log_sum_exp) continue;
+      const auto log =
+          simd::multiply_add(simd::load(reference + v), simd::broadcast(std::numbers::ln2_v<T>), xsimd::log(sum));
+      simd::store(log_sum + v, xsimd::select(empty, simd::broadcast(-infinity), log));
+    }
     const auto output_row = [&](Index row) {
       const QueryIndex& at = tile.queries[row];
       return output.at(at.batch, at.head, at.query);
@@ -232,15 +261,17 @@ struct ForwardTile {
       for (Index row = 0; row < tile.rows; ++row)
         for (Index d = 0; d < value.dim; ++d) output_row(row)[d] = outputs[row * value.dim + d] * scale[row];
     else
-      for (Index v = 0; v < tile.vectors; ++v)
+      for (Index v = 0; v < tile.vectors; ++v) {
+        for (Index row = (v + 1) * lanes; row < std::min((v + 2) * lanes, tile.rows); ++row)
+          fetch_row(output_row(row), value.dim);
         simd::lanes_to_rows(
             outputs + v * lanes, tile.width(), scale + v * lanes, [&](Index r) { return output_row(v * lanes + r); },
             std::min(lanes, tile.rows - v * lanes), value.dim);
+      }
     if (!log_sum_exp) return;
     for (Index row = 0; row < tile.rows; ++row) {
       const QueryIndex& at = tile.queries[row];
-      log_sum_exp[at.row * query.heads + at.head] =
-          row_sum[row] == 0 ? -infinity : reference[row] * std::numbers::ln2_v<T> + std::log(row_sum[row]);
+      log_sum_exp[at.row * query.heads + at.head] = log_sum[row];
     }
   }
 };

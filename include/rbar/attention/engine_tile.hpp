@@ -114,6 +114,7 @@ struct QueryTile {
   Index vector_begin[max_tile_vectors], vector_end[max_tile_vectors];  // that some lane of a vector sees
   Index common_begin[max_tile_vectors], common_end[max_tile_vectors];  // that all of them see
   Index begin = 0, end = 0;                                            // that some lane sees
+  Index fetched = 0;                                                   // of the next tile's queries
   alignas(64) T lower[max_rows], upper[max_rows];                      // key_begin, key_end within the current key tile
 
   Index width() const { return vectors * lanes; }
@@ -128,14 +129,15 @@ struct QueryTile {
     rows = numbers * tiling.mixed_heads;
     vectors = (rows + lanes - 1) / lanes;
     const Index first_head = kv_head * tiling.group + head_set * tiling.mixed_heads;
-    for (Index row = 0; row < rows; ++row) {
-      const Index head = first_head + row % tiling.mixed_heads;
-      Index i = first_number + row / tiling.mixed_heads;
-      if constexpr (has_query_order<Mask>) i = mask.query_at(pair, head, i);
-      queries[row] = {batch, head, i, pair.query_row + i};
-      set_keys(row, mask.keys(pair, head, i));
-    }
+    for (Index number = first_number, row = 0; row < rows; ++number)
+      for (Index head = first_head; head < first_head + tiling.mixed_heads; ++head, ++row) {
+        Index i = number;
+        if constexpr (has_query_order<Mask>) i = mask.query_at(pair, head, i);
+        queries[row] = {batch, head, i, pair.query_row + i};
+        set_keys(row, mask.keys(pair, head, i));
+      }
     bound_vectors();
+    fetched = 0;
     begin = pair.keys;
     end = 0;
     for (Index v = 0; v < vectors; ++v) {
@@ -166,6 +168,25 @@ struct QueryTile {
       mask.visit_blocks(pair, queries[0].head, first_number, first_number + numbers, clipped);
     else
       clipped(0, pair.keys);
+  }
+
+  // fetch(head, query) for some queries of the tile that is next: at every visit of keys a few, as all of them at once
+  // would hold up the visit's own loads.
+  template <class Mask, class Fetch>
+  void fetch_ahead(const Mask& mask, const Tiling& tiling, Index tile, Index tile_keys, Fetch&& fetch) {
+    const Index visits = (end - begin) / tile_keys + 1;
+    const Index stop = std::min(fetched + (tiling.queries + visits - 1) / visits, tiling.queries);
+    for (; fetched < stop; ++fetched) {
+      const Index number = tile * tiling.queries + fetched;
+      if (number < 0 || number >= pair.queries) return;
+      for (Index row = 0; row < tiling.mixed_heads; ++row) {
+        const Index head = queries[row].head;
+        if constexpr (has_query_order<Mask>)
+          fetch(head, mask.query_at(pair, head, number));
+        else
+          fetch(head, number);
+      }
+    }
   }
 
   // Cuts the keys [first, first + count) into strips of equal treatment; returns how many there are.
@@ -322,11 +343,26 @@ template <class T>
 bool lies_apart(const HeadsView<T>& view) {
   return view.token_stride > padded<std::remove_const_t<T>>(view.dim);
 }
+// Rows with others between them have no neighbours that the processor would fetch by itself.
+template <class T>
+RBAR_INLINE void fetch_row(T* row, Index dim) {
+  for (Index d = 0; d < dim; d += 64 / static_cast<Index>(sizeof(T))) {
+    if constexpr (std::is_const_v<T>)
+      RBAR_PREFETCH_FAR(row + d);
+    else
+      RBAR_PREFETCH_WRITE(row + d);
+  }
+}
+
 template <class T>
 RowBlock<const T> gather_rows(const HeadsView<const T>& view, Index batch, Index head, Index begin, Index end, T* to) {
   const Index stride = padded<T>(view.dim);
   const T* source = view.at(batch, head, begin);
-  for (Index j = 0; j < end - begin; ++j) std::copy_n(source + j * view.token_stride, view.dim, to + j * stride);
+  for (Index j = 0; j < end - begin; ++j) {
+    const T* row = source + j * view.token_stride;
+    fetch_row(row + std::min<Index>(8, end - begin - 1 - j) * view.token_stride, view.dim);
+    std::copy_n(row, view.dim, to + j * stride);
+  }
   return {to, stride, begin};
 }
 

@@ -114,7 +114,7 @@ void choose_blocks(const BlockBalls<T>& blocks, const BoundRows<T>& rows, const 
   T* upper = simd::thread_scratch<T, detail::BoundScratch>(3 * n * L);  // log2 U, then U relative to 2^reference
   T* lower = upper + n * L;                                             // log2 L, then L
   T* residual = lower + n * L;                                          // (D − r)₊
-  simd::tile_product<false>(n, L, blocks.dim, blocks.center, blocks.dim, Index{1}, rows.query, L, upper, L);
+  simd::tile_product<false, simd::Lies::by_rows>(n, L, blocks.dim, blocks.center, blocks.dim, rows.query, L, upper, L);
 
   const T gamma = detail::distance_error<T>(blocks.dim, blocks.capacity);
   const B zero = simd::zero<T>(), two = simd::broadcast(T(2)), slack = simd::broadcast(gamma);

@@ -1,21 +1,30 @@
 // The product that all tiles of the attention engine are made of, on operands as they lie:
 //
-//   C[m, n] (+)= Σ_k A(m, k)·B[k, n],   A(m, k) = a[m·a_row + k·a_step]
+//   C[m, n] (+)= Σ_k A(m, k)·B[k, n]
 //
-// B and C are read and written in vectors along n, A is read by scalar broadcast, so A may be row-major (a_step = 1) or
-// transposed (a_row = 1) without packing. gemm's kernel wants both operands packed, which pays for large products only.
+// B and C are read and written in vectors along n, A is read by scalar broadcast, so A may lie by rows or by columns
+// without packing. gemm's kernel wants both operands packed, which pays for large products only.
 #pragma once
 
 #include "rbar/simd/batch.hpp"
 
+#include <type_traits>
+
 namespace rbar::simd {
+
+// How A lies in memory: A(m, k) = a[m·lda + k] or a[k·lda + m].
+enum class Lies { by_rows, by_columns };
+
+// What happens to a finished register block of C: it is written, unless a caller has something better to do with it.
+struct WriteBlock {};
 
 namespace detail {
 
-// One register block of C. With Tail the one vector has only `tail` columns in memory.
-template <bool Accumulate, bool Tail, int Rows, int Vectors, class T>
-RBAR_INLINE void tile_block(Index depth, const T* a, Index a_row, Index a_step, const T* b, Index ldb, T* c, Index ldc,
-                            [[maybe_unused]] Index tail) {
+// One register block of C, given to `finish(sum)` in the end. With Tail the one vector has only `tail` columns in
+// memory. Two steps at a time halve the loop's own work and let the processor foresee where it ends.
+template <bool Accumulate, bool Tail, int Rows, int Vectors, Lies A, class T, class Finish>
+RBAR_INLINE void tile_block(Index depth, const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc,
+                            [[maybe_unused]] Index tail, const Finish& finish) {
   static_assert(!Tail || Vectors == 1);
   const auto load_columns = [&](const T* from) {
     if constexpr (Tail)
@@ -26,56 +35,77 @@ RBAR_INLINE void tile_block(Index depth, const T* a, Index a_row, Index a_step, 
   Batch<T> sum[Rows][Vectors];
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < Vectors; ++v) sum[r][v] = Accumulate ? load_columns(c + r * ldc + v * lanes<T>) : zero<T>();
-  for (Index k = 0; k < depth; ++k, a += a_step, b += ldb) {
-    Batch<T> right[Vectors];
-    for (int v = 0; v < Vectors; ++v) {
-      right[v] = load_columns(b + v * lanes<T>);
-      hold(right[v]);
+  for (Index k = 0; k < depth; k += 2)
+    for (int step = 0; step < 2; ++step) {
+      if (step == 1 && k + 1 == depth) break;
+      Batch<T> right[Vectors];
+      for (int v = 0; v < Vectors; ++v) {
+        right[v] = load_columns(b + v * lanes<T>);
+        hold(right[v]);
+      }
+      for (int r = 0; r < Rows; ++r) {
+        const auto left = broadcast(A == Lies::by_rows ? a[r * lda] : a[r]);
+        for (int v = 0; v < Vectors; ++v) sum[r][v] = multiply_add(left, right[v], sum[r][v]);
+      }
+      a += A == Lies::by_rows ? 1 : lda;
+      b += ldb;
     }
-    for (int r = 0; r < Rows; ++r) {
-      const auto left = broadcast(a[r * a_row]);
-      for (int v = 0; v < Vectors; ++v) sum[r][v] = multiply_add(left, right[v], sum[r][v]);
-    }
+  if constexpr (!std::is_same_v<Finish, WriteBlock>) {
+    finish(sum);
+  } else {
+    for (int r = 0; r < Rows; ++r)
+      for (int v = 0; v < Vectors; ++v) {
+        if constexpr (Tail)
+          store_partial(c + r * ldc, sum[r][v], tail);
+        else
+          store(c + r * ldc + v * lanes<T>, sum[r][v]);
+      }
   }
-  for (int r = 0; r < Rows; ++r)
-    for (int v = 0; v < Vectors; ++v) {
-      if constexpr (Tail)
-        store_partial(c + r * ldc, sum[r][v], tail);
-      else
-        store(c + r * ldc + v * lanes<T>, sum[r][v]);
-    }
 }
 
-template <bool Accumulate, bool Tail, int Rows, int Vectors, class T>
-RBAR_NOINLINE void tile_columns(Index m, Index depth, const T* a, Index a_row, Index a_step, const T* b, Index ldb,
-                                T* c, Index ldc, Index tail = 0) {
+template <bool Accumulate, bool Tail, int Rows, int Vectors, Lies A, class T>
+RBAR_NOINLINE void tile_columns(Index m, Index depth, const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc,
+                                Index tail = 0) {
+  const Index a_row = A == Lies::by_rows ? lda : 1;
   for (; m >= Rows; m -= Rows, a += Rows * a_row, c += Rows * ldc)
-    tile_block<Accumulate, Tail, Rows, Vectors>(depth, a, a_row, a_step, b, ldb, c, ldc, tail);
+    tile_block<Accumulate, Tail, Rows, Vectors, A>(depth, a, lda, b, ldb, c, ldc, tail, WriteBlock{});
   for (; m > 0; --m, a += a_row, c += ldc)
-    tile_block<Accumulate, Tail, 1, Vectors>(depth, a, a_row, a_step, b, ldb, c, ldc, tail);
+    tile_block<Accumulate, Tail, 1, Vectors, A>(depth, a, lda, b, ldb, c, ldc, tail, WriteBlock{});
 }
 
 }  // namespace detail
 
 // Widest register block: 4 rows × 4 vectors of 32 registers, 4 × 2 of 16; narrower ones are 8 rows high.
 inline constexpr int tile_vectors = register_count == 32 ? 4 : 2;
+inline constexpr int tile_rows = 4;
 
-template <bool Accumulate, class T>
-void tile_product(Index m, Index n, Index depth, const T* a, Index a_row, Index a_step, const T* b, Index ldb, T* c,
-                  Index ldc) {
+template <bool Accumulate, Lies A, class T>
+void tile_product(Index m, Index n, Index depth, const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc) {
   constexpr Index width = tile_vectors * lanes<T>;
   for (; n >= width; n -= width, b += width, c += width)
-    detail::tile_columns<Accumulate, false, 4, tile_vectors>(m, depth, a, a_row, a_step, b, ldb, c, ldc);
+    detail::tile_columns<Accumulate, false, tile_rows, tile_vectors, A>(m, depth, a, lda, b, ldb, c, ldc);
   if constexpr (tile_vectors == 4)
     if (n >= 2 * lanes<T>) {
-      detail::tile_columns<Accumulate, false, 8, 2>(m, depth, a, a_row, a_step, b, ldb, c, ldc);
+      detail::tile_columns<Accumulate, false, 8, 2, A>(m, depth, a, lda, b, ldb, c, ldc);
       n -= 2 * lanes<T>, b += 2 * lanes<T>, c += 2 * lanes<T>;
     }
   if (n >= lanes<T>) {
-    detail::tile_columns<Accumulate, false, 8, 1>(m, depth, a, a_row, a_step, b, ldb, c, ldc);
+    detail::tile_columns<Accumulate, false, 8, 1, A>(m, depth, a, lda, b, ldb, c, ldc);
     n -= lanes<T>, b += lanes<T>, c += lanes<T>;
   }
-  if (n > 0) detail::tile_columns<Accumulate, true, 4, 1>(m, depth, a, a_row, a_step, b, ldb, c, ldc, n);
+  if (n > 0) detail::tile_columns<Accumulate, true, 4, 1, A>(m, depth, a, lda, b, ldb, c, ldc, n);
+}
+
+// The same product, without C: `finish(row, column, sum)` takes every block of tile_rows × tile_vectors registers while
+// they are still that. m and n are multiples of the block.
+template <Lies A, class T, class Finish>
+RBAR_NOINLINE void tile_product_into(Index m, Index n, Index depth, const T* a, Index lda, const T* b, Index ldb,
+                                     const Finish& finish) {
+  const Index a_row = A == Lies::by_rows ? lda : 1;
+  for (Index column = 0; column < n; column += tile_vectors * lanes<T>)
+    for (Index row = 0; row < m; row += tile_rows)
+      detail::tile_block<false, false, tile_rows, tile_vectors, A, T>(
+          depth, a + row * a_row, lda, b + column, ldb, nullptr, 0, 0, [&](auto& sum) { finish(row, column, sum); });
 }
 
 }  // namespace rbar::simd
