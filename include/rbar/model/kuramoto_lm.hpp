@@ -8,6 +8,7 @@
 // 2606.11585, and its published sizes; mixing and readout are this library's choice.
 #pragma once
 
+#include "rbar/core/bulk.hpp"
 #include "rbar/model/kuramoto_lm_config.hpp"
 #include "rbar/model/layer_caches.hpp"
 #include "rbar/model/model_ends.hpp"
@@ -110,7 +111,7 @@ struct KuramotoLayer {
     const T* dbranch = dangles.data();
     if (detail::dropout_applies(dropout_rate, dropout_state)) {
       ensure_shape(scratch.branch, {count, d});
-      std::copy_n(dangles.data(), dangles.size(), scratch.branch.data());
+      bulk_copy(dangles.data(), dangles.size(), scratch.branch.data());
       dropout<T>(dropout_rate, dropout_state, stream, rows(scratch.branch));
       dbranch = scratch.branch.data();
     }
@@ -209,7 +210,7 @@ struct KuramotoLM {
     for (std::size_t l = 0; l < layers.size(); ++l) {
       if (cache.recompute) {
         ensure_shape(cache.inputs[l], shape_of(cache.angles));
-        std::copy_n(cache.angles.data(), cache.angles.size(), cache.inputs[l].data());
+        bulk_copy(cache.angles.data(), cache.angles.size(), cache.inputs[l].data());
       }
       layers[l].forward(cache.angles, cache.dropout, /*stream=*/l, cache.layers.fill(l), cache.scratch);
     }

@@ -73,20 +73,25 @@ struct ModelEnds {
     token_embedding.forward(elements(tokens), rows(hidden));
     if (!learns_positions()) return;
     const T* position = position_embedding.weight.data() + first_position * dim();
-    for (Index b = 0; b < batch; ++b) {
-      T* RBAR_RESTRICT to = hidden.data() + b * length * dim();
-      for (Index i = 0; i < length * dim(); ++i) to[i] += position[i];
-    }
+    parallel_for(batch * length, rows_per_chunk(), [&](Index begin, Index end) {
+      for (Index row = begin; row < end; ++row) {
+        const T* RBAR_RESTRICT from = position + row % length * dim();
+        T* RBAR_RESTRICT to = hidden.data() + row * dim();
+        for (Index i = 0; i < dim(); ++i) to[i] += from[i];
+      }
+    });
   }
   void embed_backward(ConstTensorView<T, 3> dhidden, ConstTensorView<Token, 2> tokens, ModelEnds& grad) const {
     token_embedding.backward(elements(tokens), rows(dhidden), grad.token_embedding);
     if (!learns_positions()) return;
     const Index per_sequence = dhidden.dimension(1) * dim();
     T* RBAR_RESTRICT to = grad.position_embedding.weight.data();
-    for (Index b = 0; b < dhidden.dimension(0); ++b) {
-      const T* from = dhidden.data() + b * per_sequence;
-      for (Index i = 0; i < per_sequence; ++i) to[i] += from[i];
-    }
+    parallel_for(dhidden.dimension(1), rows_per_chunk(), [&](Index begin, Index end) {
+      for (Index b = 0; b < dhidden.dimension(0); ++b) {
+        const T* from = dhidden.data() + b * per_sequence;
+        for (Index i = begin * dim(); i < end * dim(); ++i) to[i] += from[i];
+      }
+    });
   }
 
   // hidden [B, T, D] -> logits [B, T, V].
@@ -128,6 +133,7 @@ struct ModelEnds {
   }
 
  private:
+  Index rows_per_chunk() const { return std::max<Index>(1, 8192 / dim()); }
   const Tensor<T, 2>& head_weight() const { return tied() ? token_embedding.weight : lm_head.weight; }
 };
 

@@ -4,6 +4,7 @@
 // and PhaseReadout::raw a phase layer computes what the package computes, which sees the future.
 #pragma once
 
+#include "rbar/core/bulk.hpp"
 #include "rbar/model/layer_caches.hpp"
 #include "rbar/model/model_ends.hpp"
 #include "rbar/model/phasegpt_config.hpp"
@@ -95,10 +96,10 @@ struct PhaseGPTLayer {
     ensure_shape(cache.dbranch, shape_of(dy));
     ensure_shape(cache.dnormed, shape_of(dy));
     const auto branch_gradient = [&](const T* from, std::uint64_t branch_stream) {
-      std::copy_n(from, dy.size(), cache.dbranch.data());
+      bulk_copy(from, dy.size(), cache.dbranch.data());
       dropout<T>(dropout_rate, dropout_state, branch_stream, rows(cache.dbranch));
     };
-    std::copy_n(dy.data(), dy.size(), dx.data());
+    bulk_copy(dy.data(), dy.size(), dx.data());
     branch_gradient(dy.data(), stream + 1);
     ffn.backward(rows(std::as_const(cache.dbranch)), rows(cache.normed_middle), cache.ffn, rows(cache.dnormed),
                  grad.ffn);
@@ -153,7 +154,7 @@ struct PhaseGPTLayer {
   // Keeps x.
   void mix(ConstTensorView<T, 3> x, const DropoutState& dropout, std::uint64_t stream, Cache& cache) const {
     ensure_shape(cache.input, shape_of(x));
-    std::copy_n(x.data(), x.size(), cache.input.data());
+    bulk_copy(x.data(), x.size(), cache.input.data());
     to_feed_forward(x, dropout, stream, cache, [&](ConstTensorView<T, 3> normed, Tensor<T, 3>& branch) {
       visit_mixer(cache.mixer, [&](const auto& chosen, auto& mixer_cache) {
         if constexpr (requires { mixer_cache.dropout; })

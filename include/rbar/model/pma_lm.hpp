@@ -6,6 +6,7 @@
 // alone, with h_SSM = h₀; M = 0 the state space alone.
 #pragma once
 
+#include "rbar/core/bulk.hpp"
 #include "rbar/kuramoto/phase_modulated_attention.hpp"
 #include "rbar/model/model_ends.hpp"
 #include "rbar/model/pma_block.hpp"
@@ -136,7 +137,7 @@ struct PhaseModulatedAttentionLM {
     ends.embed(tokens, state.position, state.hidden);
     for (std::size_t l = 0; l < ssm.size(); ++l) ssm[l].step(state.hidden, state.ssm[l], state.ssm_scratch);
     ensure_shape(state.ssm_state, shape_of(state.hidden));
-    std::copy_n(state.hidden.data(), state.hidden.size(), state.ssm_state.data());
+    bulk_copy(state.hidden.data(), state.hidden.size(), state.ssm_state.data());
     for (std::size_t l = 0; l < pma.size(); ++l) {
       state.pma[l].intervention = interventions.on(l);
       pma[l].step(state.hidden, state.pma[l], state.pma_scratch, view(std::as_const(state.ssm_state)));
