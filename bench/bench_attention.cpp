@@ -1,7 +1,7 @@
 // The attention engine: share of the FMA peak forward, backward and under a causal mask (whose FLOPs are only those of
 // visible pairs), with one head and with several side by side in a row; what a score functor costs; decoding from a
 // cache. `speedup` is over the same tiles made of Eigen products, of a score functor over the dot product (1: free), of
-// decoding over the plain loop. The whole run takes about a minute on a core of 100 GFLOP/s.
+// decoding over the plain loop. The whole run takes a few minutes on a core of 100 GFLOP/s; --benchmark_filter picks.
 #include "rbar/attention/engine.hpp"
 #include "rbar/attention/multi_head_attention.hpp"
 #include "rbar/core/random.hpp"
@@ -218,7 +218,7 @@ void decode(benchmark::State& state) {
 void add_shapes(const char* name, void (*function)(benchmark::State&)) {
   for (const Index heads : {1, 8})
     for (const Index dim : {64, 128})
-      for (const Index tokens : {512, 1024, 2048, 4096}) {
+      for (const Index tokens : {512, 1024, 2048, 4096, 8192}) {
         const Index size = tokens * tokens * heads * dim / (1024 * 1024 * 64);
         benchmark::RegisterBenchmark(name, function)
             ->ArgNames({"tokens", "dim", "heads"})

@@ -262,8 +262,6 @@ struct ForwardTile {
         for (Index d = 0; d < value.dim; ++d) output_row(row)[d] = outputs[row * value.dim + d] * scale[row];
     else
       for (Index v = 0; v < tile.vectors; ++v) {
-        for (Index row = (v + 1) * lanes; row < std::min((v + 2) * lanes, tile.rows); ++row)
-          fetch_row(output_row(row), value.dim);
         simd::lanes_to_rows(
             outputs + v * lanes, tile.width(), scale + v * lanes, [&](Index r) { return output_row(v * lanes + r); },
             std::min(lanes, tile.rows - v * lanes), value.dim);
