@@ -148,8 +148,9 @@ TEST_CASE("what is escalated leaves no trace in a stream, and does not depend on
       for (Index b = 0; b < 2; ++b) {
         const auto &asked = state.stack.layers[l].keys, &spared = undisturbed.stack.layers[l].keys;
         if (spared.keys.size() == 0) continue;
-        for (Index t = 0; t < std::min(asked.lengths(b), spared.lengths(b)); ++t)
-          for (Index d = 0; d < asked.keys.dimension(2); ++d) CHECK(asked.keys(b, t, d) == spared.keys(b, t, d));
+        for (Index h = 0; h < asked.heads(); ++h)
+          for (Index t = 0; t < std::min(asked.lengths(b), spared.lengths(b)); ++t)
+            for (Index d = 0; d < asked.head_dim(); ++d) CHECK(asked.keys(b, h, t, d) == spared.keys(b, h, t, d));
       }
   }
   CHECK(escalated > 0);
