@@ -8,6 +8,11 @@
 #include "support.hpp"
 #include "training_step.hpp"
 
+#include <algorithm>
+#include <numeric>
+#include <utility>
+#include <vector>
+
 namespace {
 
 using namespace rbar;
@@ -48,22 +53,23 @@ std::vector<ParameterRef<const float>> weights_read(const Model& model) {
 }
 
 // Reads memory as fast as the threads can: several streams each, and nothing but additions.
-float read_all(const std::vector<ParameterRef<const float>>& list) {
-  constexpr Index chunk = Index{1} << 18, streams = 4, part = chunk / streams;
-  float total = 0;
-  for (const auto& parameter : list) {
-    parallel_for(parameter.size / chunk, 1, [&](Index number, Index) {
-      const float* data = parameter.data + number * chunk;
-      simd::Batch<float> sum[streams];
-      for (auto& s : sum) s = simd::zero<float>();
-      for (Index i = 0; i < part; i += simd::lanes<float>)
-        for (Index s = 0; s < streams; ++s) sum[s] = sum[s] + simd::load(data + s * part + i);
-      float value = simd::reduce_add(sum[0] + sum[1] + sum[2] + sum[3]);
-      benchmark::DoNotOptimize(value);
-    });
-    for (Index i = parameter.size / chunk * chunk; i < parameter.size; ++i) total += parameter.data[i];
-  }
-  return total;
+double read_all(const std::vector<ParameterRef<const float>>& list) {
+  constexpr Index most = Index{1} << 17, streams = 4, lanes = simd::lanes<float>;
+  std::vector<std::pair<const float*, Index>> pieces;
+  for (const auto& parameter : list)
+    for (Index begin = 0; begin < parameter.size; begin += most)
+      pieces.emplace_back(parameter.data + begin, std::min(most, parameter.size - begin));
+  std::vector<double> totals(pieces.size());
+  parallel_for(static_cast<Index>(pieces.size()), 1, [&](Index number, Index) {
+    const auto [data, size] = pieces[static_cast<std::size_t>(number)];
+    const Index part = size / streams / lanes * lanes;  // the last lanes of a piece are not read
+    simd::Batch<float> sum[streams];
+    for (auto& s : sum) s = simd::zero<float>();
+    for (Index i = 0; i < part; i += lanes)
+      for (Index s = 0; s < streams; ++s) sum[s] = sum[s] + simd::load(data + s * part + i);
+    totals[static_cast<std::size_t>(number)] = simd::reduce_add(sum[0] + sum[1] + sum[2] + sum[3]);
+  });
+  return std::accumulate(totals.begin(), totals.end(), 0.0);
 }
 
 double seconds(const auto& body) {

@@ -10,6 +10,7 @@ namespace toy {
 
 using rbar::ConstTensorView;
 using rbar::Index;
+using rbar::StepLogits;
 using rbar::Tensor;
 using rbar::Token;
 
