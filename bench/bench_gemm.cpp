@@ -5,6 +5,7 @@
 #include "support.hpp"
 
 #include "rbar/core/gemm.hpp"
+#include "rbar/simd/gemm.hpp"
 
 #include <algorithm>
 #include <type_traits>
