@@ -116,20 +116,16 @@ void decode(benchmark::State& state) {
   state.counters["read GB/s"] = bench::median(bandwidths) * 1e-9;
   if (threads > 1) state.counters["speedup"] = bench::median(speedups);
 }
-BENCHMARK_TEMPLATE(decode, Standard)
-    ->ArgNames({"batch", "context"})
-    ->ArgsProduct({{1, 4, 16}, {128}})
-    ->Args({1, 896})
-    ->UseManualTime()
-    ->Iterations(15)
-    ->Unit(benchmark::kMillisecond);
-BENCHMARK_TEMPLATE(decode, PMA)
-    ->ArgNames({"batch", "context"})
-    ->ArgsProduct({{1, 4, 16}, {128}})
-    ->Args({1, 896})
-    ->UseManualTime()
-    ->Iterations(15)
-    ->Unit(benchmark::kMillisecond);
+void decoding(benchmark::internal::Benchmark* benchmark) {
+  benchmark->ArgNames({"batch", "context"})
+      ->ArgsProduct({{1, 4, 16}, {128}})
+      ->Args({1, 896})
+      ->UseManualTime()
+      ->Iterations(15)
+      ->Unit(benchmark::kMillisecond);
+}
+BENCHMARK_TEMPLATE(decode, Standard)->Apply(decoding);
+BENCHMARK_TEMPLATE(decode, PMA)->Apply(decoding);
 
 template <class Model>
 void prefill(benchmark::State& state) {
@@ -146,20 +142,11 @@ void prefill(benchmark::State& state) {
   state.counters["over_floor"] = 1 / state.counters["peak_share"];
   state.counters["tokens/s"] = static_cast<double>(context) * state.counters["GFLOP/s"] * 1e9 / floating;
 }
-BENCHMARK_TEMPLATE(prefill, Standard)
-    ->ArgNames({"context"})
-    ->Arg(128)
-    ->Arg(512)
-    ->UseManualTime()
-    ->Iterations(3)
-    ->Unit(benchmark::kMillisecond);
-BENCHMARK_TEMPLATE(prefill, PMA)
-    ->ArgNames({"context"})
-    ->Arg(128)
-    ->Arg(512)
-    ->UseManualTime()
-    ->Iterations(3)
-    ->Unit(benchmark::kMillisecond);
+void prefilling(benchmark::internal::Benchmark* benchmark) {
+  benchmark->ArgNames({"context"})->Arg(128)->Arg(512)->UseManualTime()->Iterations(3)->Unit(benchmark::kMillisecond);
+}
+BENCHMARK_TEMPLATE(prefill, Standard)->Apply(prefilling);
+BENCHMARK_TEMPLATE(prefill, PMA)->Apply(prefilling);
 
 // The 6-layer d = 512 transformer on one sequence, as the peers run it.
 void forward(benchmark::State& state) {
