@@ -1,4 +1,5 @@
-// Decoding and short passes of whole models against their floors, measured in the same moments.
+// Decoding and short passes of whole models against their floors, measured in the same moments. Weights are packed;
+// `over_unpacked` is the time over that of the same model as it was trained.
 //   decode   one token for each of `batch` sequences after `context` tokens: every weight is read once, so the floor is
 //            the time to read them all, by as many threads (plus 2 FLOPs a weight and token beyond the first, where
 //            those take longer). `over_floor` is our time over it; `speedup`, with threads, over one thread.
@@ -10,6 +11,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -41,24 +43,33 @@ Tensor<Token, 2> some_tokens(Index batch, Index length) {
   return tokens;
 }
 
-// What one token of every sequence reads: all matrices, and of the tables of tokens and positions next to nothing.
 template <class Model>
-std::vector<ParameterRef<const float>> weights_read(const Model& model) {
-  auto list = parameters_of(model);
-  std::erase_if(list, [&](const auto& parameter) {
-    const bool table = parameter.name.find("embedding") != std::string::npos;
-    return table && !(model.config.tie_embeddings && parameter.name.starts_with("token"));
+Model& packed_model() {
+  static Model model = [] {
+    Model copy = large_model<Model>();
+    pack_weights(copy);
+    return copy;
+  }();
+  return model;
+}
+
+// What one token of every sequence reads: all matrices, and next to nothing else.
+template <class Model>
+std::vector<std::span<const float>> weights_read(Model& packed) {
+  std::vector<std::span<const float>> list;
+  packed.linears([&](const auto& map, const auto&...) {
+    list.push_back(map.is_packed() ? map.packed.memory() : elements(std::as_const(map.weight)));
   });
   return list;
 }
 
 // Reads memory as fast as the threads can: several streams each, and nothing but additions.
-double read_all(const std::vector<ParameterRef<const float>>& list) {
+double read_all(const std::vector<std::span<const float>>& list) {
   constexpr Index most = Index{1} << 17, streams = 4, lanes = simd::lanes<float>;
   std::vector<std::pair<const float*, Index>> pieces;
-  for (const auto& parameter : list)
-    for (Index begin = 0; begin < parameter.size; begin += most)
-      pieces.emplace_back(parameter.data + begin, std::min(most, parameter.size - begin));
+  for (const auto& matrix : list)
+    for (Index begin = 0; begin < std::ssize(matrix); begin += most)
+      pieces.emplace_back(matrix.data() + begin, std::min(most, std::ssize(matrix) - begin));
   std::vector<double> totals(pieces.size());
   parallel_for(static_cast<Index>(pieces.size()), 1, [&](Index number, Index) {
     const auto [data, size] = pieces[static_cast<std::size_t>(number)];
@@ -82,10 +93,10 @@ template <class Model>
 void decode(benchmark::State& state) {
   const Index batch = state.range(0), context = state.range(1);
   const int threads = num_threads();
-  const Model& model = large_model<Model>();
-  const auto list = weights_read(model);
+  const Model &model = packed_model<Model>(), &unpacked = large_model<Model>();
+  const auto list = weights_read(packed_model<Model>());
   double weights = 0;
-  for (const auto& parameter : list) weights += static_cast<double>(parameter.size);
+  for (const auto& matrix : list) weights += static_cast<double>(matrix.size());
   const Tensor<Token, 2> prompt = some_tokens(batch, context), next = some_tokens(batch, 1);
   typename Model::State stream;
   Tensor<float, 3> logits;
@@ -94,9 +105,10 @@ void decode(benchmark::State& state) {
     model.step(view(piece), logits, stream);
   }
   const auto step = [&] { model.step(view(next), logits, stream); };
-  step();
+  const auto step_unpacked = [&] { unpacked.step(view(next), logits, stream); };
+  step(), step_unpacked();
   // Reading and decoding in turns.
-  std::vector<double> over_floor, times, bandwidths, speedups;
+  std::vector<double> over_floor, over_unpacked, times, bandwidths, speedups;
   for (auto _ : state) {
     const double reading = seconds([&] { benchmark::DoNotOptimize(read_all(list)); });
     const double computing = 2.0 * weights * static_cast<double>(batch) / bench::fma_peak(1);
@@ -104,6 +116,7 @@ void decode(benchmark::State& state) {
     times.push_back(ours);
     bandwidths.push_back(4.0 * weights / reading);
     over_floor.push_back(ours / std::max(reading, computing));
+    over_unpacked.push_back(ours / seconds(step_unpacked));
     if (threads > 1) {
       set_num_threads(1);
       speedups.push_back(seconds(step) / ours);
@@ -113,6 +126,7 @@ void decode(benchmark::State& state) {
   }
   state.counters["tokens/s"] = static_cast<double>(batch) / bench::median(times);
   state.counters["over_floor"] = bench::median(over_floor);
+  state.counters["over_unpacked"] = bench::median(over_unpacked);
   state.counters["read GB/s"] = bench::median(bandwidths) * 1e-9;
   if (threads > 1) state.counters["speedup"] = bench::median(speedups);
 }
@@ -130,16 +144,18 @@ BENCHMARK_TEMPLATE(decode, PMA)->Apply(decoding);
 template <class Model>
 void prefill(benchmark::State& state) {
   const Index context = state.range(0);
-  const Model& model = large_model<Model>();
   const Tensor<Token, 2> prompt = some_tokens(1, context);
   Tensor<float, 3> logits;
+  const Model &model = packed_model<Model>(), &unpacked = large_model<Model>();
   const double head = 2.0 * static_cast<double>(model.config.vocab_size * model.config.d_model);
   const double floating = static_cast<double>(context) * (flops(model.config, context) - head) + head;
-  bench::measure(state, {.flops = floating}, [&] {
+  const auto read = [&](const Model& reader) {
     typename Model::State stream;
-    model.step(view(prompt), logits, stream, StepLogits::last);
-  });
+    reader.step(view(prompt), logits, stream, StepLogits::last);
+  };
+  bench::measure(state, {.flops = floating}, [&] { read(model); });
   state.counters["over_floor"] = 1 / state.counters["peak_share"];
+  state.counters["over_unpacked"] = bench::paired_ratio([&] { read(model); }, [&] { read(unpacked); });
   state.counters["tokens/s"] = static_cast<double>(context) * state.counters["GFLOP/s"] * 1e9 / floating;
 }
 void prefilling(benchmark::internal::Benchmark* benchmark) {
@@ -152,13 +168,17 @@ BENCHMARK_TEMPLATE(prefill, PMA)->Apply(prefilling);
 void forward(benchmark::State& state) {
   const Index length = state.range(0);
   Rng rng(1);
-  const Standard model(bench::six_layers(length), rng);
+  const Standard unpacked(bench::six_layers(length), rng);
+  Standard model = unpacked;
+  pack_weights(model);
   const Tensor<Token, 2> tokens = some_tokens(1, length);
   Standard::Cache cache;
   Tensor<float, 3> logits;
   bench::measure(state, {.flops = static_cast<double>(length) * flops(model.config, length)},
                  [&] { model.forward(view(tokens), logits, cache); });
   state.counters["over_floor"] = 1 / state.counters["peak_share"];
+  state.counters["over_unpacked"] = bench::paired_ratio([&] { model.forward(view(tokens), logits, cache); },
+                                                        [&] { unpacked.forward(view(tokens), logits, cache); });
 }
 BENCHMARK(forward)->ArgNames({"length"})->Arg(128)->Arg(512)->Apply(bench::standard);
 

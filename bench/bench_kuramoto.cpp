@@ -1,8 +1,8 @@
 // Oscillators along a sequence and attention on the torus.
 //
 // dynamics_*: ten Euler steps of 12 heads × 32 oscillators. Gelem/s counts phases moved once; the FLOPs behind
-// peak_share are what an evaluation costs as written (a multiply-add is two): 44 forward (all to all: 42), and backward
-// those again and 27 more (causal) or 48 (all to all, where sines and cosines are taken twice).
+// peak_share are what an evaluation costs as written (a multiply-add is two): 44 forward (all to all: 33), and backward
+// those again and 27 (13) more.
 //
 // phase_attention: the layer of d = 768 around them, forward and backward. `heap_bytes_per_token` is what its cache and
 // gradients take at once (the same at every length: O(tokens)), `dynamics_share` the oscillators' part of the time.
@@ -31,8 +31,8 @@ using namespace rbar;
 
 constexpr Index heads = 12, oscillators = 32, phase_model = 768;
 // Of an evaluation.
-constexpr double forward_flops(bool causal) { return causal ? 44 : 42; }
-constexpr double backward_flops(bool causal) { return forward_flops(causal) + (causal ? 27 : 48); }
+constexpr double forward_flops(bool causal) { return causal ? 44 : 33; }
+constexpr double backward_flops(bool causal) { return forward_flops(causal) + (causal ? 27 : 13); }
 
 Tensor<float, 3> random_angles(Index tokens, Index width) {
   Tensor<float, 3> angles(1, tokens, width);

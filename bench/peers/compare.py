@@ -34,7 +34,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 PROGRAMS = {"time_attention": ("dot", "sheaf"),
             "time_oscillators": ("coherence", "kuramoto_all", "kuramoto_prefix", "phase_all", "phase_prefix"),
             "time_models": ("standard_forward", "standard_training", "cort_forward", "cort_training"),
-            "time_gemm": ("gemm",), "time_ssm": ("ssm_forward", "ssm_training", "ssm_double")}
+            "time_gemm": ("gemm", "gemm_packed"), "time_ssm": ("ssm_forward", "ssm_training", "ssm_double")}
 PROGRAM_OF = {family: program for program, families in PROGRAMS.items() for family in families}
 ROWS = {
     "dot 1024 1": "attention, causal, T=1024",
@@ -59,6 +59,8 @@ ROWS = {
     "gemm 1 2048 512": "dense layer 512 to 2048, 1 token",
     "gemm 128 2048 512": "dense layer 512 to 2048, 128 tokens",
     "gemm 1024 2048 512": "dense layer 512 to 2048, 1024 tokens",
+    "gemm_packed 1 2048 512": "dense layer, weights packed, 1 token",
+    "gemm_packed 128 2048 512": "dense layer, weights packed, 128 tokens",
 }
 # Only compared, in double: output, gradients and stream to rounding.
 CHECKS = ["ssm_double 2 1 24", "ssm_double 2 67 40"]

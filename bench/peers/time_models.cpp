@@ -1,6 +1,7 @@
 // Models of d = 512 with 8 heads, feed-forward 2048 and a vocabulary of 256 bytes: `standard_*` is the GPT-2 style
 // transformer, `cort_*` the CoRT package's (its own, leaking routing: the same numbers as the package computes).
-// `*_forward LAYERS BATCH TOKENS` and `*_training LAYERS BATCH TOKENS`: forward, cross-entropy, backward, AdamW.
+// `*_forward LAYERS BATCH TOKENS`, with weights packed for inference, and `*_training LAYERS BATCH TOKENS`: forward,
+// cross-entropy, backward, AdamW.
 #include "row.hpp"
 
 #include "../training_step.hpp"
@@ -60,7 +61,10 @@ peers::Row row(std::span<const Index> sizes, bool training) {
     };
     row.outputs = [=] { return std::vector{peers::numbers("y", s->losses)}; };
   } else {
-    row.run = [=] { s->step.model.forward(view(std::as_const(s->step.tokens)), s->logits, s->step.cache); };
+    row.run = [=] {
+      if (!std::exchange(s->started, true)) pack_weights(s->step.model);  // once the peer has its copy
+      s->step.model.forward(view(std::as_const(s->step.tokens)), s->logits, s->step.cache);
+    };
     row.outputs = [=] { return std::vector{peers::numbers("y", s->logits)}; };
   }
   return row;

@@ -65,7 +65,7 @@ KuramotoConfig kuramoto_config(Index heads, bool all) {
 
 // What bench_kuramoto counts for all evaluations of a phase, forward and backward.
 double flops_of_phase(const KuramotoConfig& config, bool all) {
-  return (all ? 42 + 42 + 48 : 44 + 44 + 27) * static_cast<double>(config.steps().evaluations());
+  return (all ? 33 + 33 + 13 : 44 + 44 + 27) * static_cast<double>(config.steps().evaluations());
 }
 
 template <class Layer>

@@ -23,8 +23,8 @@ ROWS = {"dot": (dot, 1e-4), "sheaf": (sheaf, 1e-4), "coherence": (coherence, 1e-
         "phase_all": (coupled_to_all(phase), 1e-3), "phase_prefix": (coupled_to_earlier(phase), 1e-3),
         "standard_forward": (model_forward(False), 1e-4), "standard_training": (model_training(False), 1e-3),
         "cort_forward": (model_forward(True), 1e-4), "cort_training": (model_training(True), 1e-3),
-        "gemm": (gemm, 1e-4), "ssm_forward": (ssm(False), 1e-4), "ssm_training": (ssm(True), 2e-3),
-        "ssm_double": (ssm(True), 1e-10)}
+        "gemm": (gemm, 1e-4), "gemm_packed": (gemm, 1e-4), "ssm_forward": (ssm(False), 1e-4),
+        "ssm_training": (ssm(True), 2e-3), "ssm_double": (ssm(True), 1e-10)}
 
 
 def worst_difference(folder, outputs):

@@ -6,6 +6,7 @@
 #include "rbar/audit/causality.hpp"
 #include "rbar/audit/lane_report.hpp"
 #include "rbar/audit/routing_report.hpp"
+#include "rbar/core/bf16.hpp"
 #include "rbar/model/generate.hpp"
 #include "rbar/train/trainer.hpp"
 
@@ -70,6 +71,10 @@ class AnyModel {
   virtual Index longest_context() const = 0;
   // Operations of a forward pass per token, if this share of the tokens goes to attention.
   virtual double flops_per_token(Index window, double attention_share) const = 0;
+  // For inference only from then on: large matrices as products read them, or in bf16. Errors, afterwards: training,
+  // saving, parameters().
+  virtual void pack_weights() = 0;
+  virtual void round_weights(rbar::Bf16Inputs) = 0;
   virtual TrainingResult train(const TrainingRun&) = 0;
   virtual rbar::Evaluation evaluate(rbar::TokenSpan, const rbar::EvaluationOptions&) const = 0;
   // Mean loss in nats when every prediction is the last of its window, with nothing after it to look at:

@@ -3,7 +3,10 @@
 
 #include "training.hpp"
 
+#include "rbar/core/bf16.hpp"
+
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -25,6 +28,7 @@ struct Arguments {
   std::string tokenizer = "bytes";
   std::string vocabulary, merges;  // GPT-2's encoder.json and vocab.bpe
   std::string split = "validation";
+  std::optional<rbar::Bf16Inputs> bf16;
 
   TrainingOptions training;
   bool context_given = false, model_given = false, tokenizer_given = false;

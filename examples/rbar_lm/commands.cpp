@@ -27,6 +27,14 @@ std::unique_ptr<AnyModel> model_of(const Arguments& a) {
   return family(a.model).create(settings, a.seed);
 }
 
+// For inference: in bf16 if asked for, else packed, which changes no bit.
+void freeze(AnyModel& model, const Arguments& a) {
+  if (a.bf16)
+    model.round_weights(*a.bf16);
+  else
+    model.pack_weights();
+}
+
 void print_json(const Arguments& a, const Json& result) {
   if (a.json) std::printf("%s\n", result.dump().c_str());
 }
@@ -110,6 +118,7 @@ int train(const Arguments& a) {
   json["steps"] = a.training.config.steps;
   json["batch"] = a.training.config.batch_size;
   json["context"] = window;
+  json["products"] = name_of(a.training.config.products);
   json["seed"] = a.seed;
   json["threads"] = rbar::num_threads();
   add_evaluation(json, result.validation);
@@ -128,6 +137,8 @@ int train(const Arguments& a) {
 
 int eval(const Arguments& a) {
   const auto model = load_model(a.from);
+  const Index parameters = count_parameters(*model);
+  freeze(*model, a);
   const AnyTokenizer tokenizer = load_tokenizer(a.from);
   const rbar::TokenDataset data(tokenizer.encode(read_text(a.text)));
   const rbar::TokenSpan tokens = a.split == "all" ? data.tokens() : data.validation();
@@ -141,7 +152,8 @@ int eval(const Arguments& a) {
   json["text"] = a.text;
   json["split"] = a.split;
   json["context"] = options.window;
-  json["parameters"] = count_parameters(*model);
+  json["parameters"] = parameters;
+  if (a.bf16) json["bf16"] = name_of(*a.bf16);
   add_evaluation(json, evaluation);
   json["attention_share"] = attention_share(*model, tokens, options.window);
   print_json(a, json);
@@ -150,6 +162,7 @@ int eval(const Arguments& a) {
 
 int generate(const Arguments& a) {
   const auto model = load_model(a.from);
+  freeze(*model, a);
   const AnyTokenizer tokenizer = load_tokenizer(a.from);
   std::vector<Token> prompt = tokenizer.encode(a.prompt.empty() ? std::string("\n") : a.prompt);
   rbar::GenerateOptions options;
@@ -169,6 +182,7 @@ int generate(const Arguments& a) {
   json["prompt"] = a.prompt;
   json["tokens"] = tokens;
   json["refused"] = refused;
+  if (a.bf16) json["bf16"] = name_of(*a.bf16);
   json["seed"] = a.seed;
   print_json(a, json);
   return 0;

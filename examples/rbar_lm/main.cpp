@@ -43,6 +43,18 @@ void add_fresh_model(CLI::App& command, Arguments& a) {
 void add_saved_model(CLI::App& command, Arguments& a) {
   command.add_option("--from", a.from, "Folder of a trained model")->required();
 }
+void add_bf16(CLI::App& command, Arguments& a) {
+  command
+      .add_option_function<std::string>(
+          "--bf16",
+          [&a](const std::string& name) {
+            if (!parse(name, a.bf16.emplace())) throw CLI::ValidationError("--bf16", "weights or both, got " + name);
+          },
+          "Round to bf16, with sums in fp32: weights (half the memory, faster decoding), or both, the activations that "
+          "are multiplied with them too (faster on many tokens)")
+      ->expected(0, 1)
+      ->default_str("weights");
+}
 void add_text(CLI::App& command, Arguments& a) {
   command.add_option("--text", a.text, "Text file; the first 90% train, the rest validates")->required();
 }
@@ -66,6 +78,9 @@ void add_training(CLI::App& command, Arguments& a) {
   command.add_option("--batch", t.batch_size, "Windows in a forward pass")->capture_default_str();
   command.add_option("--accumulation", t.accumulation, "Forward passes in a step")->capture_default_str();
   command.add_flag("--recompute", t.recompute, "Keep less of a pass and compute it again: less memory, more time");
+  command.add_flag_callback(
+      "--bf16", [&t] { t.products = rbar::Products::bf16; },
+      "Multiply in bf16, with sums in fp32: faster on processors with AVX-512 BF16; what is kept and saved stays fp32");
   command.add_option("--context", t.window, "Tokens in a window")->capture_default_str();
   command.add_option("--lr", t.optimizer.learning_rate, "Peak learning rate")->capture_default_str();
   command.add_option("--beta1", t.optimizer.beta1, "Decay of AdamW's first moment")->capture_default_str();
@@ -134,12 +149,14 @@ int run(int count, char** values) {
 
   CLI::App& eval_command = *app.add_subcommand("eval", "Loss of a trained model on a text");
   add_saved_model(eval_command, a);
+  add_bf16(eval_command, a);
   add_text(eval_command, a);
   add_split(eval_command, a);
   auto* eval_context = add_context(eval_command, a);
 
   CLI::App& generate_command = *app.add_subcommand("generate", "Continue a prompt");
   add_saved_model(generate_command, a);
+  add_bf16(generate_command, a);
   add_sampling(generate_command, a);
 
   CLI::App& audit_command = *app.add_subcommand("audit", "Does the model see the future? Exit code 1 if so");

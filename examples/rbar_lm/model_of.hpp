@@ -7,6 +7,7 @@
 #include "rbar/io/checkpoint.hpp"
 #include "rbar/io/pretrained.hpp"
 #include "rbar/model/generate.hpp"
+#include "rbar/nn/linear.hpp"
 #include "rbar/train/callbacks.hpp"
 #include "rbar/train/progress.hpp"
 
@@ -44,6 +45,9 @@ class ModelOf final : public AnyModel {
     else
       return flops(model_.config, window);
   }
+
+  void pack_weights() override { rbar::pack_weights(model_); }
+  void round_weights(rbar::Bf16Inputs inputs) override { rbar::round_weights(model_, inputs); }
 
   TrainingResult train(const TrainingRun& run) override {
     rbar::Trainer<M> trainer(model_, run.config);

@@ -5,6 +5,7 @@
 #include "rbar/io/file.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -20,29 +21,44 @@ using rbar::LineSeries;
 
 constexpr double nan = std::numeric_limits<double>::quiet_NaN();
 
-// The log of a run (rbar::CsvLog). A last line without an end was cut short.
-void read_log(const fs::path& path, RunRecord& record) {
-  if (!fs::exists(path)) return;
+// A line of numbers, of which the first is the step; a column is NaN where nothing stands.
+struct LogLine {
+  Index step;
+  std::array<double, 8> columns;
+};
+
+// The lines of a log (rbar::StepCsv), without its header. A last line without an end was cut short.
+std::vector<LogLine> lines_of(const fs::path& path) {
+  if (!fs::exists(path)) return {};
   const rbar::MappedFile file(path);
   std::string_view text = file.text();
-  const Index tokens_per_step = record.tokens() / record.definition.train.config.steps;
-  const Index stride = (record.definition.train.config.steps + 499) / 500;
-  double seconds_per_token = 0, sum = 0;
-  Index steps = 0, count = 0;
+  std::vector<LogLine> lines;
   for (std::size_t end = text.find('\n'); end != text.npos; end = text.find('\n')) {
     const std::string line(text.substr(0, end));
     text.remove_prefix(end + 1);
     char* at = nullptr;
-    const Index step = std::strtoll(line.c_str(), &at, 10);
-    if (at == line.c_str()) continue;  // the header
-    double column[5] = {nan, nan, nan, nan, nan};
-    for (double& value : column) {
+    LogLine numbers{std::strtoll(line.c_str(), &at, 10), {}};
+    if (at == line.c_str()) continue;
+    numbers.columns.fill(nan);
+    for (double& value : numbers.columns) {
       if (*at != ',') break;
       char* const start = ++at;
       value = std::strtod(start, &at);
       if (at == start) value = nan;
     }
-    const auto [loss, norm, learning_rate, tokens_per_second, val_nats] = column;
+    lines.push_back(numbers);
+  }
+  return lines;
+}
+
+// log.csv of rbar::CsvLog: loss, norm of the gradient, learning rate, tokens a second, validation.
+void read_curve(const fs::path& path, RunRecord& record) {
+  const Index tokens_per_step = record.tokens() / record.definition.train.config.steps;
+  const Index stride = (record.definition.train.config.steps + 499) / 500;
+  double seconds_per_token = 0, sum = 0;
+  Index steps = 0, count = 0;
+  for (const auto& [step, columns] : lines_of(path)) {
+    const double loss = columns[0], tokens_per_second = columns[3], val_nats = columns[4];
     seconds_per_token += 1 / tokens_per_second;
     sum += loss;
     ++steps, ++count;
@@ -51,6 +67,19 @@ void read_log(const fs::path& path, RunRecord& record) {
     sum = 0, count = 0;
   }
   record.tokens_per_second = steps > 0 ? static_cast<double>(steps) / seconds_per_token : nan;
+}
+
+// phases.csv of rbar::PhaseLog, a line a layer: layer, R_mean, coupling, temperature, gate, ...
+void read_phases(const fs::path& path, RunRecord& record) {
+  double layers = 0;
+  for (const auto& [step, columns] : lines_of(path)) {
+    const double order_parameter = columns[1], gate = columns[4];
+    if (record.phases.empty() || record.phases.back().step != step) record.phases.push_back({.step = step}), layers = 0;
+    PhasePoint& mean = record.phases.back();
+    ++layers;
+    mean.order_parameter += (order_parameter - mean.order_parameter) / layers;
+    mean.gate += (gate - mean.gate) / layers;
+  }
 }
 
 std::string number(double value, const char* format = "%.9g") {
@@ -201,6 +230,31 @@ LineChart curves(const std::vector<RunRecord>& records, const std::vector<Summar
   return chart;
 }
 
+// Order parameter and gate over training, each a line for every seed.
+LineChart phase_development(const std::vector<RunRecord>& records, const std::vector<SummaryRow>& rows) {
+  LineChart chart{.title = "Order parameter R (lines) and gate (dashed), mean of the layers",
+                  .x_label = "step",
+                  .y_label = "",
+                  .y_low = 0.0};
+  for (const SummaryRow& row : rows) {
+    if (!stands_for_its_name(rows, row)) continue;
+    bool named = false;
+    for (const RunRecord* run : records_of(records, row)) {
+      if (run->phases.empty()) continue;
+      LineSeries order{.group = run->definition.name}, gate{.group = run->definition.name, .dashed = true};
+      for (const PhasePoint& point : run->phases) {
+        order.x.push_back(static_cast<double>(point.step)), order.y.push_back(point.order_parameter);
+        gate.x.push_back(static_cast<double>(point.step)), gate.y.push_back(point.gate);
+      }
+      if (!named) order.name = run->definition.name;
+      named = true;
+      chart.series.push_back(std::move(order));
+      chart.series.push_back(std::move(gate));
+    }
+  }
+  return chart;
+}
+
 LineChart learning_rates(const std::vector<SummaryRow>& rows) {
   LineChart chart{.title = "After training, by learning rate",
                   .x_label = "learning rate",
@@ -262,7 +316,8 @@ std::optional<RunRecord> read_record(const fs::path& folder) {
   if (fs::exists(folder / "result.json"))
     record.result = rbar::from_json<RunResult>(rbar::read_json(folder / "result.json"));
   if (fs::exists(folder / "failure.txt")) record.failure = rbar::MappedFile(folder / "failure.txt").text();
-  read_log(folder / "log.csv", record);
+  read_curve(folder / "log.csv", record);
+  read_phases(folder / "phases.csv", record);
   return record;
 }
 
@@ -311,6 +366,8 @@ void write_report(const fs::path& out, const std::vector<RunRecord>& records, co
   rbar::write_file_atomically(out / "summary.csv", summary_csv(rows));
   rbar::write_file_atomically(out / "curves.csv", curves_csv(records));
   rbar::write_file_atomically(out / "curves.svg", line_chart_svg(curves(records, rows)));
+  const LineChart phases = phase_development(records, rows);
+  if (!phases.series.empty()) rbar::write_file_atomically(out / "phases.svg", line_chart_svg(phases));
   const LineChart by_rate = learning_rates(rows);
   const bool several = std::any_of(by_rate.series.begin(), by_rate.series.end(),
                                    [](const LineSeries& series) { return series.x.size() > 1; });

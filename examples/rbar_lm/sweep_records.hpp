@@ -58,12 +58,19 @@ struct CurvePoint {
   double val_nats = 0;  // NaN where nothing was evaluated
 };
 
+// The phases of a phase-modulated model after a step, means over its layers (rbar::PhaseLog).
+struct PhasePoint {
+  Index step = 0;
+  double order_parameter = 0, gate = 0;
+};
+
 struct RunRecord {
   RunDefinition definition;
   std::optional<RunResult> result;
   std::string failure;
   double tokens_per_second = 0;  // of all training steps
   std::vector<CurvePoint> curve;
+  std::vector<PhasePoint> phases;  // none for a model without phases
 
   double learning_rate() const { return definition.train.config.optimizer.learning_rate; }
   Index tokens() const;  // of the whole run
@@ -90,8 +97,8 @@ struct SummaryRow {
 // `seeds`: how many the plan has.
 std::vector<SummaryRow> summarise(const std::vector<RunRecord>&, std::size_t seeds);
 
-// results.csv, summary.csv, curves.csv, curves.svg, and lr.svg where a name has several learning rates. The records
-// must be of the same data, and the rows of the records.
+// results.csv, summary.csv, curves.csv, curves.svg, lr.svg where a name has several learning rates, and phases.svg
+// where a model has phases. The records must be of the same data, and the rows of the records.
 void write_report(const std::filesystem::path& out, const std::vector<RunRecord>&, const std::vector<SummaryRow>&);
 
 }  // namespace rbar_lm

@@ -62,6 +62,23 @@ add_test(NAME "rbar_lm: phases of pma" COMMAND ${CMAKE_COMMAND} -E cat ${folder}
 set_tests_properties("rbar_lm: phases of pma" PROPERTIES LABELS example PASS_REGULAR_EXPRESSION
                                                          "step,layer,R_mean,[^\n]*\n[12],0,0?[.0-9]+,")
 set_tests_properties("rbar_lm: train pma" PROPERTIES FIXTURES_SETUP pma)
+set_tests_properties("rbar_lm: train phasegpt" PROPERTIES FIXTURES_SETUP phasegpt)
+set_tests_properties("rbar_lm: train kuramoto" PROPERTIES FIXTURES_SETUP kuramoto)
+foreach(model IN ITEMS standard cort cgt phasegpt kuramoto pma)
+  rbar_lm_test("generate ${model} in bf16" 0 "\"bf16\":\"weights\"" generate --from ${model} --prompt rbar --tokens 8
+               --bf16 --json)
+  set_tests_properties("rbar_lm: generate ${model} in bf16" PROPERTIES FIXTURES_REQUIRED ${model})
+endforeach()
+rbar_lm_test("eval in bf16" 0 "\"parameters\":[0-9]+,\"bf16\":\"both\",\"val_nats\":[0-9.]+" eval --from standard
+             --text ${text} --bf16 both --json)
+rbar_lm_test("train in bf16" 0 "\"products\":\"bf16\"" train --text ${text} --steps 2 --batch 2 --context 16 ${tiny} --bf16
+             --out bf16 --json)
+set_tests_properties("rbar_lm: train in bf16" PROPERTIES FIXTURES_SETUP bf16)
+rbar_lm_test("resume in fp32 what trained in bf16" 2 "products .fp32. .as here., got products .bf16." train --text ${text}
+             --steps 2 --batch 2 --context 16 --out bf16 --resume)
+set_tests_properties("rbar_lm: resume in fp32 what trained in bf16" PROPERTIES FIXTURES_REQUIRED bf16)
+rbar_lm_test("eval in bf8" 2 "--bf16: weights or both, got bf8" eval --from standard --text ${text} --bf16 bf8)
+set_tests_properties("rbar_lm: eval in bf16" PROPERTIES FIXTURES_REQUIRED standard)
 set_tests_properties("rbar_lm: eval pma" "rbar_lm: audit pma" "rbar_lm: phases of pma" PROPERTIES FIXTURES_REQUIRED pma)
 rbar_lm_test("train characters" 0 "\"tokenizer\":\"chars\"" train --text ${text} --tokenizer chars --steps 2 --batch 2
              --context 16 ${tiny} --out chars --json)
@@ -116,6 +133,9 @@ set_tests_properties(
   "rbar_lm: the table of intervene"
   PROPERTIES LABELS example FIXTURES_REQUIRED intervene
              PASS_REGULAR_EXPRESSION "none,,,[^\n]*\n[^\n]*,0,[0-9][^\n]*\n[^\n]*,0.5,[0-9][^\n]*\n[^\n]*,1,[0-9]")
+add_test(NAME "rbar_lm: the phases of ablate" COMMAND ${CMAKE_COMMAND} -E cat ${folder}/ablate/phases.svg)
+set_tests_properties("rbar_lm: the phases of ablate" PROPERTIES LABELS example FIXTURES_REQUIRED ablate
+                     PASS_REGULAR_EXPRESSION "Order parameter")
 rbar_lm_test("intervene on a layer that is not there" 2 "layer" intervene --from ablate/runs/full-lr0.001-seed1
              --text ${text} --on gate --values 0 --layer 1)
 rbar_lm_test("intervene with a value that means nothing" 2 "temperature: expected a positive number" intervene

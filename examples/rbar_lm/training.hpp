@@ -38,6 +38,7 @@ struct TrainingOptions {
     v("warmup", config.schedule.warmup_steps);
     v("min_ratio", config.schedule.min_ratio);
     v("clip", config.clip_norm);
+    v("products", config.products);
     v("validate_every", validate_every);
     v("save_every", save_every);
     v("validate_tokens", validate_tokens);

@@ -48,7 +48,6 @@
 #include "rbar/sheaf/sparse_sheaf.hpp"
 #include "rbar/sheaf/spectrum.hpp"
 #include "rbar/sheaf/state_spread.hpp"
-#include "rbar/simd/bf16_gemm.hpp"
 #include "rbar/simd/energy.hpp"
 #include "rbar/simd/softmax.hpp"
 #include "rbar/train/callbacks.hpp"

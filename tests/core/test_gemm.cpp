@@ -119,8 +119,10 @@ TEST_CASE("gemm equals the double loop across cache blocks", "[gemm]") {
   Problem<float>(37, 40, 7001, false, true, false, 0, rng).check();  // many slices of k
   Problem<float>(37, 40, 7001, true, false, true, 5, rng).check();
   Problem<float>(2, 900, 600, false, true, true, 1, rng).check();    // few rows, several chunks
+  Problem<float>(9, 90, 1003, false, true, true, 18, rng).check();   // few rows, of B whole pages apart
   Problem<float>(3000, 2, 300, false, true, false, 0, rng).check();  // few columns, several chunks
   Problem<float>(40, 5000, 31, false, false, true, 0, rng).check();
+  Problem<float>(290, 110, 1201, false, false, true, 3, rng).check();  // B packed while it is multiplied
   Problem<double>(5000, 20, 31, true, true, false, 2, rng).check();
 }
 
@@ -186,7 +188,8 @@ TEST_CASE("gemm gives the same bits for any number of threads", "[gemm]") {
   rbar::Rng rng(6);
   for (const auto& [m, n, k] : {std::array<Index, 3>{300, 517, 700}, {3, 1000, 511}, {130, 33, 6500}})
     for (const bool transpose_a : {false, true}) {
-      Problem<float> problem(m, n, k, transpose_a, true, true, 1, rng);
+      const bool transpose_b = transpose_a || n != 517;
+      Problem<float> problem(m, n, k, transpose_a, transpose_b, true, 1, rng);
       rbar::set_num_threads(1);
       Padded<float> one = problem.c;
       problem.run(one);
@@ -208,9 +211,11 @@ TEMPLATE_TEST_CASE("a row of gemm has the same bits among any number of rows", "
   rbar::Rng rng(seed);
   for (int round = 0; round < 48; ++round) {
     const auto size = [&](std::uint64_t bound) { return static_cast<Index>(1 + rng.below(bound)); };
-    const Index total = 137, n = round % 3 == 0 ? size(5) : size(200), k = round % 3 == 1 ? size(40) : size(800);
+    const Index total = round % 8 == 4 ? 601 : 137, n = round % 3 == 0 ? size(5) : size(200),
+                k = round % 3 == 1 ? size(40) : size(800);
     const bool transpose_a = round & 1, transpose_b = round & 2, accumulate = round & 4;
-    Problem<TestType> problem(total, n, k, transpose_a, transpose_b, accumulate, round % 5, rng);
+    const Index pad = round & 8 ? 1021 - k : round % 5;  // 1021: rows of B are then whole pages apart
+    Problem<TestType> problem(total, n, k, transpose_a, transpose_b, accumulate, pad, rng);
     rbar::set_num_threads(1);
     Padded<TestType> all = problem.c;
     problem.run(all);

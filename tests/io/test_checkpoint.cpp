@@ -162,6 +162,21 @@ TEST_CASE("another training config is refused unless it is asked for", "[io]") {
   CHECK_THROWS_WITH(load_checkpoint(folder / "run", trainer), ContainsText("scalar: expected 'F64', got 'F32'"));
 }
 
+TEST_CASE("a checkpoint that does not say what its products were computed in was trained in fp32", "[io]") {
+  const test::TemporaryFolder folder;
+  Run run, other;
+  run.trainer.step(text());
+  save_checkpoint(folder / "run", run.trainer);
+  const SafetensorsFile file(folder / "run");
+  auto metadata = file.metadata();
+  auto training = nlohmann::json::parse(metadata["training_config"]);
+  CHECK(training.erase("products") == 1);
+  metadata["training_config"] = training.dump();
+  write_safetensors(folder / "old", {file.entries().begin(), file.entries().end()}, metadata);
+  load_checkpoint(folder / "old", other.trainer);
+  CHECK(numbers(other) == numbers(run));
+}
+
 TEST_CASE("files that are wrong or damaged say how, and change nothing", "[io]") {
   const test::TemporaryFolder folder;
   const auto path = folder / "run";

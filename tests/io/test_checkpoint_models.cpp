@@ -13,7 +13,7 @@ using namespace rbar;
 namespace {
 
 template <class Model>
-void check_resuming(const typename Model::Config& config) {
+void check_resuming(const typename Model::Config& config, Products products = Products::fp32) {
   const test::TemporaryFolder folder;
   Rng rng(8);
   std::vector<Token> tokens(400);
@@ -24,6 +24,7 @@ void check_resuming(const typename Model::Config& config) {
   training.accumulation = 2;
   training.window = 13;
   training.schedule.warmup_steps = 2;
+  training.products = products;
 
   Rng other_rng(9);
   Model straight(config, rng), first = straight, second(config, other_rng);
@@ -72,7 +73,8 @@ PMAConfig phase_modulated() {
 }  // namespace
 
 TEST_CASE("a transformer resumes bit for bit", "[io]") {
-  check_resuming<TransformerModel<float>>(TransformerConfig::gpt2_style(10, 12, 2, 2, 16));
+  for (const Products products : all_products)
+    check_resuming<TransformerModel<float>>(TransformerConfig::gpt2_style(10, 12, 2, 2, 16), products);
 }
 
 TEST_CASE("CoRT resumes bit for bit, its routers' state included", "[io]") {

@@ -1,5 +1,6 @@
 // Thousands of positions in float: sums over all of them must not drift.
 #include "kuramoto/naive_oscillators.hpp"
+#include "rbar/audit/gradient_check.hpp"
 #include "support/catch.hpp"
 #include "support/differences.hpp"
 
@@ -37,6 +38,29 @@ TEST_CASE("the mean field of thousands of positions is the sum over pairs") {
   for (Index i = 0; i < angles.size(); ++i)
     worst = test::larger(worst, naive::angle_difference(static_cast<double>(angles.data()[i]), expected.data()[i]));
   CHECK(worst <= 2e-6);  // three phasors within 6e-7, by dt·K
+}
+
+TEST_CASE("oscillators whose tokens fill registers move and learn like the sum over pairs") {
+  Rng rng(4);
+  const auto past_the_limit = [](Index lanes) { return 16 * lanes + 5; };  // of tokens in rows, and an odd rest
+  for (const Integrator integrator : all_integrators) {
+    INFO(name_of(integrator));
+    const auto config = config_of(Causality::reference, integrator);
+    const KuramotoDynamics<float> layer(config, rng);
+    const auto initial = naive::random_angles<float>(2, past_the_limit(simd::lanes<float>), config.width(), rng);
+    const auto angles = layer(initial);
+    const auto expected = naive::run(layer, initial);
+    double worst = 0;
+    for (Index i = 0; i < angles.size(); ++i)
+      worst = test::larger(worst, naive::angle_difference(static_cast<double>(angles.data()[i]), expected.data()[i]));
+    CHECK(worst <= 2e-5);  // ten steps of 1e-6 that grow by 1.1 each
+    const KuramotoDynamics<double> exact(config, rng);
+    const auto report =
+        gradient_check(exact, view(naive::random_angles<double>(1, past_the_limit(simd::lanes<double>), 3, rng, 1.0)));
+    INFO(report.worst);
+    CHECK(report.error <= 1e-6);
+    CHECK(report.largest_gradient > 0.1);
+  }
 }
 
 TEST_CASE("equal phases stay equal over thousands of positions") {

@@ -1,6 +1,6 @@
 #include "rbar/core/parallel.hpp"
 #include "rbar/core/random.hpp"
-#include "rbar/simd/bf16_gemm.hpp"
+#include "rbar/simd/bf16_packed.hpp"
 #include "support/catch.hpp"
 
 #include <cmath>
@@ -23,9 +23,15 @@ std::vector<BFloat16> rounded(const std::vector<float>& values) {
   to_bf16(values, result.data());
   return result;
 }
-std::vector<float> product(Index m, Index n, Index k, const std::vector<float>& a, const std::vector<BFloat16>& b) {
+std::vector<simd::Bf16Pair> packed(Index n, Index k, const std::vector<float>& b) {
+  std::vector<simd::Bf16Pair> result(static_cast<std::size_t>(simd::packed_bf16_size(n, k)), 0x7fc07fc0);  // NaN
+  simd::pack_bf16(n, k, b.data(), k, result.data());
+  return result;
+}
+std::vector<float> product(Index m, Index n, Index k, const std::vector<float>& a, const std::vector<float>& b,
+                           Bf16Inputs inputs) {
   std::vector<float> c(static_cast<std::size_t>(m * n));
-  simd::bf16_gemm(m, n, k, a.data(), k, b.data(), k, c.data(), n, /*accumulate=*/false);
+  simd::packed_bf16_gemm(m, n, k, a.data(), k, packed(n, k, b).data(), c.data(), n, /*accumulate=*/false, inputs);
   return c;
 }
 
@@ -59,70 +65,85 @@ TEST_CASE("rounding to bf16 takes the nearest, ties to even") {
 
 // Naive: both factors rounded to bf16, products summed in fp32, front to back.
 TEST_CASE("products with bf16 weights are at most twice as far from exact ones as the naive ones are") {
-  const Index sizes[][3] = {{1, 1, 1},   {1, 7, 5},    {2, 4, 32},    {3, 5, 31},     {4, 9, 33},   {5, 130, 64},
-                            {17, 6, 95}, {66, 37, 70}, {1, 256, 513}, {130, 19, 257}, {8, 64, 2048}};
-  for (const auto& [m, n, k] : sizes) {
-    INFO(m << " × " << n << " × " << k);
-    const auto a = random_floats(m * k, 1), weights = random_floats(n * k, 2);
-    const auto b = rounded(weights), rounded_a = rounded(a);
-    const auto c = product(m, n, k, a, b);
-    double error = 0, naive_error = 0, apart = 0;
-    for (Index i = 0; i < m; ++i)
-      for (Index j = 0; j < n; ++j) {
-        double exact = 0, of_rounded = 0;
-        float naive = 0;
-        for (Index p = 0; p < k; ++p) {
-          const auto x = static_cast<std::size_t>(i * k + p), w = static_cast<std::size_t>(j * k + p);
-          exact += static_cast<double>(a[x]) * static_cast<double>(weights[w]);
-          of_rounded += static_cast<double>(a[x]) * static_cast<double>(to_float(b[w]));
-          naive += to_float(rounded_a[x]) * to_float(b[w]);
+  const Index sizes[][3] = {{1, 1, 1},   {1, 7, 5},    {2, 4, 32},    {3, 5, 31},     {4, 9, 33},    {5, 130, 64},
+                            {17, 6, 95}, {66, 37, 70}, {1, 256, 513}, {130, 19, 257}, {8, 64, 2048}, {19, 50, 3001}};
+  for (const auto& [m, n, k] : sizes)
+    for (const Bf16Inputs inputs : all_bf16_inputs) {
+      INFO(m << " × " << n << " × " << k << ", rounded: " << name_of(inputs));
+      const auto a = random_floats(m * k, 1), weights = random_floats(n * k, 2);
+      const auto b = rounded(weights), rounded_a = rounded(a);
+      const auto c = product(m, n, k, a, weights, inputs);
+      double error = 0, naive_error = 0, apart = 0;
+      for (Index i = 0; i < m; ++i)
+        for (Index j = 0; j < n; ++j) {
+          double exact = 0, of_rounded = 0;
+          float naive = 0;
+          for (Index p = 0; p < k; ++p) {
+            const auto x = static_cast<std::size_t>(i * k + p), w = static_cast<std::size_t>(j * k + p);
+            exact += static_cast<double>(a[x]) * static_cast<double>(weights[w]);
+            const float left = inputs == Bf16Inputs::both ? to_float(rounded_a[x]) : a[x];
+            of_rounded += static_cast<double>(left) * static_cast<double>(to_float(b[w]));
+            naive += to_float(rounded_a[x]) * to_float(b[w]);
+          }
+          const auto ours = static_cast<double>(c[static_cast<std::size_t>(i * n + j)]);
+          error = std::max(error, std::abs(ours - exact));
+          naive_error = std::max(naive_error, std::abs(static_cast<double>(naive) - exact));
+          apart = std::max(apart, std::abs(ours - of_rounded));
         }
-        const auto ours = static_cast<double>(c[static_cast<std::size_t>(i * n + j)]);
-        error = std::max(error, std::abs(ours - exact));
-        naive_error = std::max(naive_error, std::abs(static_cast<double>(naive) - exact));
-        apart = std::max(apart, std::abs(ours - of_rounded));
-      }
-    CHECK(error <= 2 * naive_error);
-    // Nothing is rounded but the weights: the rest is fp32.
-    CHECK(apart <= 1e-6 * static_cast<double>(k) + 1e-6);
-  }
+      CHECK(error <= 2 * naive_error);
+      // Nothing else is rounded: the rest is fp32.
+      CHECK(apart <= 1e-6 * static_cast<double>(k) + 1e-6);
+    }
 }
 
 TEST_CASE("a row of a product with bf16 weights does not know the others, nor the number of threads") {
-  const Index m = 71, n = 43, k = 203;
+  const Index m = 139, n = 43, k = 203;
   const auto a = random_floats(m * k, 3);
-  const auto b = rounded(random_floats(n * k, 4));
-  const auto together = product(m, n, k, a, b);
-  for (const Index i : {Index{0}, Index{5}, Index{64}, m - 1}) {
-    const std::vector<float> row(a.begin() + i * k, a.begin() + (i + 1) * k);
-    CHECK(product(1, n, k, row, b) == std::vector<float>(together.begin() + i * n, together.begin() + (i + 1) * n));
+  const auto b = random_floats(n * k, 4);
+  for (const Bf16Inputs inputs : all_bf16_inputs) {
+    INFO("rounded: " << name_of(inputs));
+    const auto together = product(m, n, k, a, b, inputs);
+    for (const Index i : {Index{0}, Index{5}, Index{64}, Index{128}, m - 1}) {
+      const std::vector<float> row(a.begin() + i * k, a.begin() + (i + 1) * k);
+      CHECK(product(1, n, k, row, b, inputs) ==
+            std::vector<float>(together.begin() + i * n, together.begin() + (i + 1) * n));
+    }
+    for (const int threads : {2, 5}) {
+      set_num_threads(threads);
+      CHECK(product(m, n, k, a, b, inputs) == together);
+    }
+    set_num_threads(1);
   }
-  for (const int threads : {2, 5}) {
-    set_num_threads(threads);
-    CHECK(product(m, n, k, a, b) == together);
-  }
-  set_num_threads(1);
+}
+
+TEST_CASE("what a product rounds has a name") {
+  Bf16Inputs inputs = Bf16Inputs::weights;
+  CHECK((parse("both", inputs) && inputs == Bf16Inputs::both));
+  CHECK((parse("weights", inputs) && inputs == Bf16Inputs::weights));
+  CHECK_FALSE(parse("all", inputs));
 }
 
 TEST_CASE("products with bf16 weights accumulate, keep to their rows and pass NaN and infinity on") {
   const Index m = 3, n = 5, k = 37, ldc = 7;
+  const Bf16Inputs inputs = GENERATE(Bf16Inputs::weights, Bf16Inputs::both);
+  INFO("rounded: " << name_of(inputs));
   auto a = random_floats(m * k, 5);
-  auto b = rounded(random_floats(n * k, 6));
-  const auto plain = product(m, n, k, a, b);
+  auto b = random_floats(n * k, 6);
+  const auto plain = product(m, n, k, a, b, inputs);
   std::vector<float> c(static_cast<std::size_t>(m * ldc), 2.0f);
-  simd::bf16_gemm(m, n, k, a.data(), k, b.data(), k, c.data(), ldc, /*accumulate=*/true);
+  simd::packed_bf16_gemm(m, n, k, a.data(), k, packed(n, k, b).data(), c.data(), ldc, /*accumulate=*/true, inputs);
   for (Index i = 0; i < m; ++i)
     for (Index j = 0; j < ldc; ++j) {
       const float expected = j < n ? 2.0f + plain[static_cast<std::size_t>(i * n + j)] : 2.0f;
       CHECK(c[static_cast<std::size_t>(i * ldc + j)] == expected);
     }
-  simd::bf16_gemm(m, n, 0, a.data(), k, b.data(), k, c.data(), ldc, /*accumulate=*/false);
+  simd::packed_bf16_gemm(m, n, 0, a.data(), k, nullptr, c.data(), ldc, /*accumulate=*/false, inputs);
   CHECK(c[0] == 0);
   CHECK(c[5] == 2);
 
   a[static_cast<std::size_t>(k + 36)] = std::numeric_limits<float>::quiet_NaN();
-  b[static_cast<std::size_t>(2 * k)] = to_bf16(std::numeric_limits<float>::infinity());
-  const auto result = product(m, n, k, a, b);
+  b[static_cast<std::size_t>(2 * k)] = std::numeric_limits<float>::infinity();
+  const auto result = product(m, n, k, a, b, inputs);
   for (Index i = 0; i < m; ++i)
     for (Index j = 0; j < n; ++j) {
       const float value = result[static_cast<std::size_t>(i * n + j)];

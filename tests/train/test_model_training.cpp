@@ -92,6 +92,48 @@ TEST_CASE("the trainer does not recompute what a model cannot") {
   CHECK_THROWS_WITH(Trainer(model, config), ContainsText("recompute"));
 }
 
+TEST_CASE("the trainer multiplies in bf16 only with large matrices to say it to, and in float") {
+  Rng rng(1);
+  auto config = config_of(1);
+  config.products = Products::bf16;
+  test::TinyLanguageModel<float> tiny({}, rng);
+  CHECK_THROWS_WITH(Trainer(tiny, config), ContainsText("products"));
+  TransformerModel<float> model(gpt2(), rng);
+  Trainer(model, config).step(words(100));
+  CHECK(model.layers[1].attention.out_proj.products == Products::bf16);
+  Trainer(model, config_of(1)).step(words(100));
+  CHECK(model.layers[1].attention.out_proj.products == Products::fp32);
+}
+
+TEST_CASE("a transformer trains in bf16 as it does in fp32, its parameters in fp32, the same bits on any threads") {
+  const auto tokens = words(600);
+  Rng rng(4);
+  const TransformerModel<float> start(llama(), rng);
+  const auto trained = [&](Products products, int threads, bool recompute) {
+    set_num_threads(threads);
+    TransformerModel<float> model = start;
+    auto config = config_of(60);
+    config.products = products;
+    config.recompute = recompute;
+    Trainer(model, config).train(tokens);
+    set_num_threads(1);
+    return model;
+  };
+  auto plain = trained(Products::fp32, 1, false);
+  const auto rounded = trained(Products::bf16, 1, false), again = trained(Products::bf16, 2, true);
+  const double nats = evaluate(plain, tokens, {.window = 19}).nats;
+  CHECK(nats < 0.8);
+  CHECK(std::abs(evaluate(rounded, tokens, {.window = 19}).nats - nats) < 0.02);
+  const auto left = parameters_of(rounded), right = parameters_of(again);
+  Index beyond_bf16 = 0;
+  for (std::size_t i = 0; i < left.size(); ++i) {
+    INFO(left[i].name);
+    CHECK(std::equal(left[i].data, left[i].data + left[i].size, right[i].data));
+    for (const float value : left[i].values()) beyond_bf16 += value != to_float(to_bf16(value));
+  }
+  CHECK(beyond_bf16 > count_parameters(rounded) / 2);
+}
+
 TEST_CASE("a GPT-2 style transformer trains") { check_training<TransformerModel<float>>(gpt2()); }
 TEST_CASE("a Llama style transformer trains") { check_training<TransformerModel<float>>(llama()); }
 TEST_CASE("CoRT trains") { check_training<CoRTModel<float>>(cort(false)); }

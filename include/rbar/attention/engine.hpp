@@ -34,7 +34,7 @@ void require_attention_shapes(std::string_view operation, const HeadsView<const 
   require_same_sequences(operation, "value", value, key, value.dim);
 }
 
-// Tiles of queries that share one copy of K and V (gather_rows), as long as there are jobs for 8 threads.
+// Tiles of queries that share one copy of K and V (KeyRows), as long as there are jobs for 8 threads.
 template <class T>
 Index tiles_per_job(const HeadsView<const T>& key, const HeadsView<const T>& value, Index sets, Index tiles) {
   if (!lies_apart(key) && !lies_apart(value)) return 1;

@@ -98,12 +98,7 @@ struct BackwardTile {
     load_queries();
     const Index tile_keys = tile_keys_for<T>(std::max(query.dim, views.value.dim));
     tile.visit_keys(mask, tile_keys, [&](Index first, Index count) {
-      tile.fetch_ahead(mask, tiling, number + 1, tile_keys, [&](Index head, Index i) {
-        fetch_row(query.at(batch, head, i), query.dim);
-        fetch_row(views.dquery.at(batch, head, i), query.dim);
-        fetch_row(views.output.at(batch, head, i), views.value.dim);
-        fetch_row(views.doutput.at(batch, head, i), views.value.dim);
-      });
+      tile.fetch_ahead(mask, tiling, number + 1, tile_keys, query, views.output, views.doutput, views.dquery);
       add_keys(first, count);
     });
     for (Index v = 0; v < tile.vectors; ++v)

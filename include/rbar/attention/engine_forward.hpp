@@ -7,7 +7,7 @@
 // Tiles are transposed, Sᵀ[key][query]: maxima, sums and rescaling then run along the keys, lane by lane.
 #pragma once
 
-#include "rbar/attention/engine_tile.hpp"
+#include "rbar/attention/engine_rows.hpp"
 #include "rbar/simd/math.hpp"
 #include "rbar/simd/tile_product.hpp"
 #include "rbar/simd/transpose.hpp"
@@ -30,7 +30,7 @@ struct ForwardTile {
 
   QueryTile<T> tile;
   ScoreValues<T, Score> values;
-  RowBlock<const T> keys, value_rows;
+  KeyRows<T> rows;
   bool few;                                         // so few lanes that products are cheaper along keys and features
   alignas(64) T row_max[QueryTile<T>::max_rows];    // m
   alignas(64) T reference[QueryTile<T>::max_rows];  // m·log2 e, what the exponents are relative to
@@ -51,31 +51,19 @@ struct ForwardTile {
     const Index queries_end = std::min(query.count(batch), tile_end * tiling.queries);
     const Index job_rows = (queries_end - tile_begin * tiling.queries) * tiling.mixed_heads;
     if (job_rows <= 0) return;
-    keys = {key, batch, kv_head};
-    value_rows = {value, batch, kv_head};
-    if (job_rows > lanes / 2 && (lies_apart(key) || lies_apart(value))) {
-      Index begin = key.count(batch), end = 0;
-      for (Index number = tile_begin; number < tile_end; ++number) {
-        tile.set(mask, query, key, tiling, batch, kv_head, head_set, number);
-        if (tile.rows == 0) continue;
-        begin = std::min(begin, tile.begin);
-        end = std::max(end, tile.end);
-      }
-      T* scratch = simd::thread_scratch<T, RowCopies>(key.tokens * (padded<T>(key.dim) + padded<T>(value.dim)));
-      keys = gather_rows(key, batch, kv_head, begin, end, scratch);
-      value_rows = gather_rows(value, batch, kv_head, begin, end, scratch + key.tokens * padded<T>(key.dim));
-    }
+    const Index tile_keys = tile_keys_for<T>(std::max(key.dim, value.dim));
+    if (job_rows > lanes / 2 && (lies_apart(key) || lies_apart(value)))
+      rows.set_copies(key, value, batch, kv_head, tile_keys, simd::thread_scratch<T, RowCopies>(rows.size(key, value)));
+    else
+      rows.set(key, value, batch, kv_head);
     for (Index number = tile_end; number-- > tile_begin;) {
       tile.set(mask, query, key, tiling, batch, kv_head, head_set, number);
       if (tile.rows == 0) continue;
       few = tile.rows <= lanes / 2;
       load_queries();
-      const Index tile_keys = tile_keys_for<T>(std::max(key.dim, value.dim));
       tile.visit_keys(mask, tile_keys, [&](Index first, Index count) {
-        tile.fetch_ahead(mask, tiling, number - 1, tile_keys, [&](Index head, Index i) {
-          fetch_row(query.at(batch, head, i), query.dim);
-          fetch_row(output.at(batch, head, i), value.dim);
-        });
+        tile.fetch_ahead(mask, tiling, number - 1, tile_keys, query, output);
+        rows.bring(first);
         add_keys(first, count);
       });
       finish(output, log_sum_exp);
@@ -114,20 +102,22 @@ struct ForwardTile {
     values.load_keys(score, tile, first, count);
 
     // Sᵀ = K·Qᵀ
+    const bool brings_next = rows.brings_next(first);
     for (int s = 0; s < used; ++s) {
       const auto [from, length, v, v_end, masked] = strips[s];
       if (few) {
         multiply_few(first + from, length, scores + from * width);
       } else if (!masked && (v_end - v) % simd::tile_vectors == 0 && length % simd::tile_rows == 0) {
         simd::tile_product_into<simd::Lies::by_rows>(
-            length, (v_end - v) * lanes, key.dim, keys.at(first + from), keys.stride, queries + v * lanes, width,
-            [&, key_begin = from, lane_begin = v * lanes](Index row, Index column, const auto& dots) {
+            length, (v_end - v) * lanes, key.dim, rows.keys.at(first + from), rows.keys.stride, queries + v * lanes,
+            width, [&, key_begin = from, lane_begin = v * lanes](Index row, Index column, const auto& dots) {
+              if (brings_next && column == 0) rows.fetch_next(first + key_begin + row, simd::tile_rows);
               take_logits(dots, key_begin + row, (lane_begin + column) / lanes, first);
             });
         continue;
       } else {
-        simd::tile_product<false, simd::Lies::by_rows>(length, (v_end - v) * lanes, key.dim, keys.at(first + from),
-                                                       keys.stride, queries + v * lanes, width,
+        simd::tile_product<false, simd::Lies::by_rows>(length, (v_end - v) * lanes, key.dim, rows.keys.at(first + from),
+                                                       rows.keys.stride, queries + v * lanes, width,
                                                        scores + from * width + v * lanes, width);
       }
       take_logits(strips[s], first);
@@ -143,14 +133,14 @@ struct ForwardTile {
     // Oᵀ += Vᵀ·Pᵀ
     for (int s = 0; s < used; ++s) {
       const auto [from, length, v, last, masked] = strips[s];
-      const T* rows = value_rows.at(first + from);
+      const T* values_at = rows.values.at(first + from);
       if (few)
         simd::tile_product<true, simd::Lies::by_columns>(tile.rows, value.dim, length, scores + from * width, width,
-                                                         rows, value_rows.stride, outputs, value.dim);
+                                                         values_at, rows.values.stride, outputs, value.dim);
       else
-        simd::tile_product<true, simd::Lies::by_columns>(value.dim, (last - v) * lanes, length, rows, value_rows.stride,
-                                                         scores + from * width + v * lanes, width, outputs + v * lanes,
-                                                         width);
+        simd::tile_product<true, simd::Lies::by_columns>(value.dim, (last - v) * lanes, length, values_at,
+                                                         rows.values.stride, scores + from * width + v * lanes, width,
+                                                         outputs + v * lanes, width);
     }
   }
 
@@ -161,8 +151,8 @@ struct ForwardTile {
     const Index padded_count = padded<T>(count);
     const T* ones = simd::unscaled<T>.data();
     for (Index j = 0; j < count; j += lanes)
-      simd::rows_to_lanes([&](Index r) { return keys.at(first + j + r); }, std::min(lanes, count - j), key.dim, ones,
-                          transposed_keys + j, padded_count);
+      simd::rows_to_lanes([&](Index r) { return rows.keys.at(first + j + r); }, std::min(lanes, count - j), key.dim,
+                          ones, transposed_keys + j, padded_count);
     simd::tile_product<false, simd::Lies::by_rows>(tile.rows, padded_count, key.dim, queries, key.dim, transposed_keys,
                                                    padded_count, products, padded_count);
     for (Index j = 0; j < count; j += lanes)

@@ -99,6 +99,15 @@ Tiling make_tiling(const HeadsView<const T>& query, const HeadsView<const T>& ke
   return tiling;
 }
 
+// Rows with others between them have no neighbours that the processor would fetch by itself.
+template <class T>
+RBAR_INLINE void fetch_row(T* row, Index dim) {
+  if constexpr (std::is_const_v<T>)
+    simd::prefetch_row(row, dim);
+  else
+    for (Index d = 0; d < dim; d += 64 / static_cast<Index>(sizeof(T))) RBAR_PREFETCH_WRITE(row + d);
+}
+
 template <class T>
 struct QueryTile {
   static constexpr Index lanes = simd::lanes<T>;
@@ -170,10 +179,11 @@ struct QueryTile {
       clipped(0, pair.keys);
   }
 
-  // fetch(head, query) for some queries of the tile that is next: at every visit of keys a few, as all of them at once
-  // would hold up the visit's own loads.
-  template <class Mask, class Fetch>
-  void fetch_ahead(const Mask& mask, const Tiling& tiling, Index tile, Index tile_keys, Fetch&& fetch) {
+  // Asks for the rows that some queries of the tile that is next have in `views`: at every visit of keys a few, as all
+  // of them at once would hold up the visit's own loads. (GCC 12 drops a call whose only effect is a prefetch: no
+  // functor.)
+  template <class Mask, class... Views>
+  void fetch_ahead(const Mask& mask, const Tiling& tiling, Index tile, Index tile_keys, const Views&... views) {
     const Index visits = (end - begin) / tile_keys + 1;
     const Index stop = std::min(fetched + (tiling.queries + visits - 1) / visits, tiling.queries);
     for (; fetched < stop; ++fetched) {
@@ -181,10 +191,9 @@ struct QueryTile {
       if (number < 0 || number >= pair.queries) return;
       for (Index row = 0; row < tiling.mixed_heads; ++row) {
         const Index head = queries[row].head;
-        if constexpr (has_query_order<Mask>)
-          fetch(head, mask.query_at(pair, head, number));
-        else
-          fetch(head, number);
+        Index i = number;
+        if constexpr (has_query_order<Mask>) i = mask.query_at(pair, head, i);
+        (fetch_row(views.at(pair.batch, head, i), views.dim), ...);
       }
     }
   }
@@ -343,17 +352,6 @@ template <class T>
 bool lies_apart(const HeadsView<T>& view) {
   return view.token_stride > padded<std::remove_const_t<T>>(view.dim);
 }
-// Rows with others between them have no neighbours that the processor would fetch by itself.
-template <class T>
-RBAR_INLINE void fetch_row(T* row, Index dim) {
-  for (Index d = 0; d < dim; d += 64 / static_cast<Index>(sizeof(T))) {
-    if constexpr (std::is_const_v<T>)
-      RBAR_PREFETCH_FAR(row + d);
-    else
-      RBAR_PREFETCH_WRITE(row + d);
-  }
-}
-
 template <class T>
 RowBlock<const T> gather_rows(const HeadsView<const T>& view, Index batch, Index head, Index begin, Index end, T* to) {
   const Index stride = padded<T>(view.dim);

@@ -45,8 +45,8 @@ struct MultiHeadAttention {
     visit_layer(visit, "v_proj", v_proj);
     visit_layer(visit, "out_proj", out_proj);
   }
-  void round_weights() {
-    for (Linear<T>* map : {&q_proj, &k_proj, &v_proj, &out_proj}) map->round_weights();
+  void linears(auto&& visit) {
+    for (Linear<T>* map : {&q_proj, &k_proj, &v_proj, &out_proj}) visit(*map);
   }
 
   // Every token.

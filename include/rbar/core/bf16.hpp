@@ -1,9 +1,10 @@
-// bfloat16, the upper half of a binary32: for storage. Arithmetic happens in float (simd/bf16_gemm.hpp).
+// bfloat16, the upper half of a binary32: for storage. Sums happen in float (simd/bf16_packed.hpp, bf16_product.hpp).
 #pragma once
 
 #include <bit>
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 namespace rbar {
 
@@ -24,6 +25,30 @@ constexpr BFloat16 to_bf16(float value) {
 
 inline void to_bf16(std::span<const float> from, BFloat16* to) {
   for (const float value : from) *to++ = to_bf16(value);
+}
+
+// What a product with weights in bf16 rounds; its sums are fp32 either way. `both` rounds the activations that go into
+// it as well: as exact as bf16 is on other hardware, and up to twice as fast where there are instructions for it.
+enum class Bf16Inputs { weights, both };
+
+inline constexpr Bf16Inputs all_bf16_inputs[] = {Bf16Inputs::weights, Bf16Inputs::both};
+constexpr const char* name_of(Bf16Inputs inputs) { return inputs == Bf16Inputs::weights ? "weights" : "both"; }
+constexpr bool parse(std::string_view text, Bf16Inputs& inputs) {
+  for (const Bf16Inputs candidate : all_bf16_inputs)
+    if (text == name_of(candidate)) return inputs = candidate, true;
+  return false;
+}
+
+// What the large products of a model that trains are computed in: all three of a dense layer, x Wᵀ, dy W and dyᵀ x. In
+// bf16 both factors are rounded for each product and summed in fp32; weights, activations and gradients stay fp32.
+enum class Products { fp32, bf16 };
+
+inline constexpr Products all_products[] = {Products::fp32, Products::bf16};
+constexpr const char* name_of(Products products) { return products == Products::fp32 ? "fp32" : "bf16"; }
+constexpr bool parse(std::string_view text, Products& products) {
+  for (const Products candidate : all_products)
+    if (text == name_of(candidate)) return products = candidate, true;
+  return false;
 }
 
 }  // namespace rbar

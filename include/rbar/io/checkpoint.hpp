@@ -158,9 +158,12 @@ void load_checkpoint(const std::filesystem::path& path, Trainer<M>& trainer,
   require_metadata("scalar", name_of(dtype_of<typename M::Scalar>()));
   detail::require_same_config(file.path() + ": model config", to_json(trainer.model().config),
                               detail::checkpoint_metadata(file, "model_config"));
-  if (check == TrainingConfigCheck::same)
-    detail::require_same_config(file.path() + ": training config", to_json(trainer.config()),
-                                detail::checkpoint_metadata(file, "training_config"));
+  if (check == TrainingConfigCheck::same) {
+    nlohmann::json training = detail::checkpoint_metadata(file, "training_config");
+    // A file from before there was a choice.
+    if (training.is_object() && !training.contains("products")) training["products"] = name_of(Products::fp32);
+    detail::require_same_config(file.path() + ": training config", to_json(trainer.config()), training);
+  }
 
   const nlohmann::json stored = detail::checkpoint_metadata(file, "progress");
   const auto progress = from_json<detail::CheckpointProgress>(stored);

@@ -11,7 +11,9 @@
 #include "rbar/core/parameters.hpp"
 #include "rbar/core/random.hpp"
 #include "rbar/kuramoto/dynamics_config.hpp"
+#include "rbar/simd/mean_field.hpp"
 #include "rbar/simd/scratch.hpp"
+#include "rbar/simd/transpose.hpp"
 
 #include <algorithm>
 
@@ -69,27 +71,21 @@ struct KuramotoDynamics {
     spread(frequency, cache.frequency, cache.strength);
     if (config.causality == Causality::causal)
       ensure_shape(cache.sums, {batch * blocks() * stretches(tokens), sums_size()});
+    if (config.causality == Causality::reference) return forward_all(initial, angles, cache);
     for_blocks(batch, tokens, [&](Index b, Index block, Index first, Index columns) {
       const auto oscillators = block_of(cache.frequency, cache.strength, block);
-      const T* from = initial.data() + b * tokens * config.width() + first;
       T* to = angles.data() + b * tokens * config.width() + first;
-      if (config.causality == Causality::causal) {
-        copy_rows(from, config.width(), to, config.width(), tokens, columns);
-        T* base = cache.sums.data() + (b * blocks() + block) * stretches(tokens) * sums_size();
-        T* rest = scratch(2 * sums_size());
-        T* partial = rest + sums_size();
-        std::fill_n(base, sums_size(), T(0));
-        std::fill_n(rest, 2 * sums_size(), T(0));
-        for (Index t = 0; t < tokens; t += stretch, base += sums_size()) {
-          simd::advance_causal<T>(oscillators, to + t * config.width(), config.width(), columns,
-                                  std::min(stretch, tokens - t), /*seen=*/t, base, partial, nullptr);
-          if (t + stretch < tokens) simd::fold_sums(base, rest, partial, sums_size(), base + sums_size());
-        }
-      } else {
-        const Index size = tokens * width;
-        T* angle = scratch((evaluations() + 3) * size);
-        run_all(oscillators, from, columns, tokens, angle, angle + size, angle + (evaluations() + 1) * size);
-        copy_rows(angle, width, to, config.width(), tokens, columns);
+      copy_rows(initial.data() + b * tokens * config.width() + first, config.width(), to, config.width(), tokens,
+                columns);
+      T* base = cache.sums.data() + (b * blocks() + block) * stretches(tokens) * sums_size();
+      T* rest = scratch(2 * sums_size());
+      T* partial = rest + sums_size();
+      std::fill_n(base, sums_size(), T(0));
+      std::fill_n(rest, 2 * sums_size(), T(0));
+      for (Index t = 0; t < tokens; t += stretch, base += sums_size()) {
+        simd::advance_causal<T>(oscillators, to + t * config.width(), config.width(), columns,
+                                std::min(stretch, tokens - t), /*seen=*/t, base, partial, nullptr);
+        if (t + stretch < tokens) simd::fold_sums(base, rest, partial, sums_size(), base + sums_size());
       }
     });
   }
@@ -99,50 +95,20 @@ struct KuramotoDynamics {
   void backward(ConstTensorView<T, 3> dangles, const Cache& cache, Tensor<T, 3>& dinitial, KuramotoDynamics& grad,
                 Tensor<T, 2>* dfrequency = nullptr) const {
     require_shape("KuramotoDynamics::backward", "dangles", shape_of(dangles), shape_of(cache.initial));
-    const Index batch = dangles.dimension(0), tokens = dangles.dimension(1), size = tokens * width;
-    const bool causal = config.causality == Causality::causal;
     ensure_shape(dinitial, shape_of(dangles));
-    ensure_shape(cache.partial, {batch, 2, blocks() * width});
+    ensure_shape(cache.partial, {dangles.dimension(0), 2, blocks() * width});
     cache.partial.setZero();
-    for_blocks(batch, tokens, [&](Index b, Index block, Index first, Index columns) {
-      const auto oscillators = block_of(cache.frequency, cache.strength, block);
-      const Index offset = b * tokens * config.width() + first;
-      const T *initial = cache.initial.data() + offset, *dafter = dangles.data() + offset;
-      T* dbefore = dinitial.data() + offset;
-      double* dblock = cache.partial.data() + b * 2 * blocks() * width + block * width;
-      double* dstrength = dblock + blocks() * width;
-      if (!causal) {
-        T *angle = scratch((evaluations() + 8) * size), *record = angle + size, *work = record + evaluations() * size;
-        run_all(oscillators, initial, columns, tokens, angle, record, work);
-        copy_rows(dafter, config.width(), angle, width, tokens, columns);
-        simd::advance_all_backward<T>(oscillators, tokens, record, angle, dblock, dstrength, work);
-        copy_rows(angle, width, dbefore, config.width(), tokens, columns);
-        return;
-      }
-      T* angle = scratch(stretch * width + 4 * sums_size() + stretch * evaluations() * 4 * width);
-      T *partial = angle + stretch * width, *later = partial + sums_size(), *later_rest = later + sums_size();
-      T *later_partial = later_rest + sums_size(), *record = later_partial + sums_size();
-      std::fill_n(later, 3 * sums_size(), T(0));
-      copy_rows(dafter, config.width(), dbefore, config.width(), tokens, columns);
-      for (Index part = stretches(tokens); part-- > 0;) {
-        const Index begin = part * stretch, count = std::min(stretch, tokens - begin);
-        copy_rows(initial + begin * config.width(), config.width(), angle, width, count, columns);
-        std::fill_n(partial, sums_size(), T(0));
-        simd::advance_causal<T>(oscillators, angle, width, width, count, begin,
-                                cache.sums.data() + ((b * blocks() + block) * stretches(tokens) + part) * sums_size(),
-                                partial, record);
-        simd::advance_causal_backward<T>(oscillators, record, dbefore + begin * config.width(), config.width(), columns,
-                                         count, begin, later, later_partial, dblock, dstrength);
-        simd::fold_sums(later, later_rest, later_partial, sums_size(), later);
-      }
-    });
+    if (config.causality == Causality::causal)
+      backward_causal(dangles, cache, dinitial);
+    else
+      backward_all(dangles, cache, dinitial);
     if (dfrequency) {
       ensure_shape(*dfrequency, shape_of(natural_frequency));
       dfrequency->setZero();
     }
     Tensor<T, 2>& into = dfrequency ? *dfrequency : grad.natural_frequency;
     const double sign = coupling_sign();
-    for (Index b = 0; b < batch; ++b)
+    for (Index b = 0; b < dangles.dimension(0); ++b)
       for (Index w = 0; w < config.width(); ++w) {
         into.data()[w] += static_cast<T>(cache.partial(b, 0, w));
         grad.coupling_strength(w / config.n_oscillators) += static_cast<T>(sign * cache.partial(b, 1, w));
@@ -228,27 +194,140 @@ struct KuramotoDynamics {
 
   // body(b, block, first oscillator, oscillators) for every block of every sequence.
   template <class Body>
-  void for_blocks(Index batch, Index tokens, Body&& body) const {
+  void for_blocks(Index batch, Index tokens, Body&& body, Index columns = width) const {
     if (tokens == 0) return;
-    const Index work = std::max<Index>(1, tokens * width * evaluations());
-    parallel_for(batch * blocks(), std::max<Index>(1, 65536 / work), [&](Index begin, Index end) {
+    const Index work = std::max<Index>(1, tokens * columns * evaluations());
+    const Index count = (config.width() + columns - 1) / columns;
+    parallel_for(batch * count, std::max<Index>(1, 65536 / work), [&](Index begin, Index end) {
       for (Index job = begin; job < end; ++job) {
-        const Index first = job % blocks() * width;
-        body(job / blocks(), job % blocks(), first, std::min(width, config.width() - first));
+        const Index first = job % count * columns;
+        body(job / count, job % count, first, std::min(columns, config.width() - first));
       }
     });
   }
 
-  static void copy_rows(const T* from, Index from_stride, T* to, Index to_stride, Index count, Index columns) {
+  static void copy_rows(const T* from, Index from_stride, T* to, Index to_stride, Index count, Index columns,
+                        Index padded = 0) {
     for (Index t = 0; t < count; ++t) {
       std::copy_n(from + t * from_stride, columns, to + t * to_stride);
-      if (to_stride == width) std::fill(to + t * to_stride + columns, to + (t + 1) * to_stride, T(0));
+      if (columns < padded) std::fill(to + t * to_stride + columns, to + t * to_stride + padded, T(0));
     }
   }
-  void run_all(const simd::OscillatorBlock<T>& oscillators, const T* initial, Index columns, Index tokens, T* angle,
-               T* record, T* work) const {
-    copy_rows(initial, config.width(), angle, width, tokens, columns);
-    simd::advance_all<T>(oscillators, angle, tokens, record, work);
+
+  void backward_causal(ConstTensorView<T, 3> dangles, const Cache& cache, Tensor<T, 3>& dinitial) const {
+    const Index batch = dangles.dimension(0), tokens = dangles.dimension(1);
+    for_blocks(batch, tokens, [&](Index b, Index block, Index first, Index columns) {
+      const auto oscillators = block_of(cache.frequency, cache.strength, block);
+      const Index offset = b * tokens * config.width() + first;
+      const T* initial = cache.initial.data() + offset;
+      T* dbefore = dinitial.data() + offset;
+      double* dblock = cache.partial.data() + b * 2 * blocks() * width + first;
+      T* angle = scratch(stretch * width + 4 * sums_size() + stretch * evaluations() * 4 * width);
+      T *partial = angle + stretch * width, *later = partial + sums_size(), *later_rest = later + sums_size();
+      T *later_partial = later_rest + sums_size(), *record = later_partial + sums_size();
+      std::fill_n(later, 3 * sums_size(), T(0));
+      copy_rows(dangles.data() + offset, config.width(), dbefore, config.width(), tokens, columns);
+      for (Index part = stretches(tokens); part-- > 0;) {
+        const Index begin = part * stretch, count = std::min(stretch, tokens - begin);
+        copy_rows(initial + begin * config.width(), config.width(), angle, width, count, columns, width);
+        std::fill_n(partial, sums_size(), T(0));
+        simd::advance_causal<T>(oscillators, angle, width, width, count, begin,
+                                cache.sums.data() + ((b * blocks() + block) * stretches(tokens) + part) * sums_size(),
+                                partial, record);
+        simd::advance_causal_backward<T>(oscillators, record, dbefore + begin * config.width(), config.width(), columns,
+                                         count, begin, later, later_partial, dblock, dblock + blocks() * width);
+        simd::fold_sums(later, later_rest, later_partial, sums_size(), later);
+      }
+    });
+  }
+
+  // All to all. A block is one register of oscillators. Where there are many tokens, it is transposed and the lanes of
+  // a register become tokens: phases and record of a single oscillator stay in a core's cache through all steps.
+  static constexpr Index lanes = simd::lanes<T>;
+  static constexpr Index most_tokens_in_rows = 16 * lanes;
+
+  struct Layout {
+    Index tokens;
+    bool transposed;
+    Index stride;  // of the oscillators: an odd number of registers, or they share few sets of a cache
+
+    Layout(Index tokens_)
+        : tokens(tokens_),
+          transposed(tokens > most_tokens_in_rows),
+          stride(((tokens + lanes - 1) / lanes | 1) * lanes) {}
+    Index size() const { return transposed ? lanes * stride : lanes * tokens; }
+
+    // `columns` oscillators of a sequence, the other lanes 0, and the way back.
+    void gather(const T* from, Index width, Index columns, T* to) const {
+      if (!transposed) return copy_rows(from, width, to, lanes, tokens, columns, lanes);
+      for (Index t = 0; t < tokens; t += lanes)
+        simd::rows_to_lanes([&](Index r) { return from + (t + r) * width; }, std::min(lanes, tokens - t), columns,
+                            simd::unscaled<T>.data(), to + t, stride);
+    }
+    void scatter(const T* from, Index width, Index columns, T* to) const {
+      if (!transposed) return copy_rows(from, lanes, to, width, tokens, columns);
+      for (Index t = 0; t < tokens; t += lanes)
+        simd::lanes_to_rows(
+            from + t, stride, simd::unscaled<T>.data(), [&](Index r) { return to + (t + r) * width; },
+            std::min(lanes, tokens - t), columns);
+    }
+  };
+
+  // body(field, offset of its phases, first oscillator in it) for what of a block is advanced at once.
+  template <class Body>
+  void for_fields(const Layout& layout, const Cache& cache, Index first, Index columns, Body&& body) const {
+    const T *frequency = cache.frequency.data() + first, *strength = cache.strength.data() + first;
+    if (!layout.transposed)
+      return body(simd::MeanField<T>{simd::load(frequency), simd::load(strength), layout.tokens, false, config.steps()},
+                  0, 0);
+    for (Index c = 0; c < columns; ++c)
+      body(simd::MeanField<T>{simd::broadcast(frequency[c]), simd::broadcast(strength[c]), layout.tokens, true,
+                              config.steps()},
+           c * layout.stride, c);
+  }
+  simd::MeanField<T> field_of(const Layout& layout) const {
+    return {simd::zero<T>(), simd::zero<T>(), layout.tokens, layout.transposed, config.steps()};
+  }
+
+  void forward_all(ConstTensorView<T, 3> initial, Tensor<T, 3>& angles, Cache& cache) const {
+    const Index tokens = initial.dimension(1);
+    const Layout layout(tokens);
+    for_blocks(
+        initial.dimension(0), tokens,
+        [&](Index b, Index, Index first, Index columns) {
+          const Index offset = b * tokens * config.width() + first;
+          const auto any = field_of(layout);
+          T* angle = scratch(layout.size() + any.evaluation_size() + any.work_size());
+          T *record = angle + layout.size(), *work = record + any.evaluation_size();
+          layout.gather(initial.data() + offset, config.width(), columns, angle);
+          for_fields(layout, cache, first, columns, [&](const simd::MeanField<T>& field, Index at, Index) {
+            simd::advance_all(field, angle + at, record, /*keep=*/false, work);
+          });
+          layout.scatter(angle, config.width(), columns, angles.data() + offset);
+        },
+        lanes);
+  }
+
+  void backward_all(ConstTensorView<T, 3> dangles, const Cache& cache, Tensor<T, 3>& dinitial) const {
+    const Index tokens = dangles.dimension(1);
+    const Layout layout(tokens);
+    for_blocks(
+        dangles.dimension(0), tokens,
+        [&](Index b, Index, Index first, Index columns) {
+          const Index offset = b * tokens * config.width() + first;
+          const auto any = field_of(layout);
+          T* angle = scratch(2 * layout.size() + evaluations() * any.evaluation_size() + any.work_size());
+          T *dangle = angle + layout.size(), *work = dangle + layout.size(), *record = work + any.work_size();
+          layout.gather(cache.initial.data() + offset, config.width(), columns, angle);
+          layout.gather(dangles.data() + offset, config.width(), columns, dangle);
+          double* dblock = cache.partial.data() + b * 2 * blocks() * width + first;
+          for_fields(layout, cache, first, columns, [&](const simd::MeanField<T>& field, Index at, Index c) {
+            simd::advance_all(field, angle + at, record, /*keep=*/true, work);
+            simd::advance_all_backward(field, record, dangle + at, dblock + c, dblock + blocks() * width + c, work);
+          });
+          layout.scatter(dangle, config.width(), columns, dinitial.data() + offset);
+        },
+        lanes);
   }
 };
 

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "rbar/core/tensor.hpp"
-#include "rbar/simd/oscillator.hpp"
+#include "rbar/simd/mean_field.hpp"
 
 #include <algorithm>
 
@@ -14,21 +14,21 @@ namespace rbar {
 
 template <class T>
 struct HeadOscillators {
-  static constexpr Index columns = simd::oscillator_columns<T>;  // tokens of a block
+  static constexpr Index columns = simd::lanes<T>;  // tokens of a block
 
   const T* frequency;  // ω [heads]
   Index heads, steps;
   double step_size;
 
   Index block_size() const { return heads * columns; }
-  Index record_size() const { return steps * block_size(); }
-  Index work_size() const { return 7 * block_size(); }
+  Index record_size() const { return steps * field(no_coupling).evaluation_size(); }
 
-  // Phases [heads, columns] in place, wrapped into [−π, π] at the end; strength: K [columns]. record: the phases before
-  // every step; work: work_size(), what advance_all_backward asks for.
-  void advance(const T* strength, T* phases, T* record, T* work) const {
+  // Phases [heads, columns] in place, wrapped into [−π, π] at the end; strength: K [columns]. record: what backward
+  // reads.
+  void advance(const T* strength, T* phases, T* record) const {
     for (Index step = 0; step < steps; ++step) {
-      simd::advance_all(block(strength), phases, heads, record + step * block_size(), work);
+      simd::advance_all(field(strength), phases, record + step * field(strength).evaluation_size(), /*keep=*/true,
+                        static_cast<T*>(nullptr));
       for (Index h = 0; h < heads; ++h)
         for (Index c = 0; c < columns; ++c) phases[h * columns + c] += drift(h);
     }
@@ -38,7 +38,7 @@ struct HeadOscillators {
 
   // dphases: from those after the last step to those before the first. dfrequency [heads] and dstrength [columns] are
   // added to.
-  void backward(const T* strength, const T* record, T* dphases, double* dfrequency, double* dstrength, T* work) const {
+  void backward(const T* strength, const T* record, T* dphases, double* dfrequency, double* dstrength) const {
     const T dt = static_cast<T>(step_size);
     double at_rest_frequency[columns] = {};  // of a column, where only heads have one
     for (Index step = steps; step-- > 0;) {
@@ -47,16 +47,20 @@ struct HeadOscillators {
         for (Index c = 0; c < columns; ++c) sum += dt * dphases[h * columns + c];
         dfrequency[h] += static_cast<double>(sum);
       }
-      simd::advance_all_backward(block(strength), heads, record + step * block_size(), dphases, at_rest_frequency,
-                                 dstrength, work);
+      simd::advance_all_backward(field(strength), record + step * field(strength).evaluation_size(), dphases,
+                                 at_rest_frequency, dstrength, static_cast<T*>(nullptr));
     }
   }
 
  private:
-  static constexpr T at_rest[static_cast<std::size_t>(columns)] = {};
+  alignas(64) static constexpr T no_coupling[static_cast<std::size_t>(columns)] = {};
 
-  simd::OscillatorBlock<T> block(const T* strength) const {
-    return {at_rest, strength, {.steps = 1, .step_size = step_size, .runge_kutta = false}};
+  simd::MeanField<T> field(const T* strength) const {
+    return {simd::zero<T>(),
+            simd::load(strength),
+            heads,
+            /*across_lanes=*/false,
+            {.steps = 1, .step_size = step_size, .runge_kutta = false}};
   }
   T drift(Index h) const { return static_cast<T>(step_size) * frequency[h]; }
 };

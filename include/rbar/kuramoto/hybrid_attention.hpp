@@ -92,6 +92,10 @@ struct HybridAttention {
     visit_layer(visit, "attention", attention);
     visit_layer(visit, "phase", phase);
   }
+  void linears(auto&& visit) {
+    attention.linears(visit);
+    phase.linears(visit);
+  }
 
  private:
   void blend(Tensor<T, 3>& y, const Tensor<T, 3>& phase_output) const {

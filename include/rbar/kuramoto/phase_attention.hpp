@@ -194,6 +194,9 @@ struct PhaseAttention {
     visit("coupling_matrix", dynamics.coupling_strength);
     visit_layer(visit, "from_phase", from_phase);
   }
+  void linears(auto&& visit) {
+    for (Linear<T>* map : {&to_phase, &from_phase}) visit(*map);
+  }
 
  private:
   bool noise_drawn(const Cache& cache) const { return cache.dropout.active && config.phase_noise > 0; }

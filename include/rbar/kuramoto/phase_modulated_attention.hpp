@@ -105,8 +105,8 @@ struct PhaseModulatedAttention {
   }
 
   // The large maps, for inference; those of phases and coupling have a row a head at most.
-  void round_weights() {
-    for (Linear<T>* map : {&q_proj, &k_proj, &v_proj, &out_proj}) map->round_weights();
+  void linears(auto&& visit) {
+    for (Linear<T>* map : {&q_proj, &k_proj, &v_proj, &out_proj}) visit(*map);
   }
   void parameters(auto&& visit) {
     visit_layer(visit, "q_proj", q_proj);

@@ -126,19 +126,18 @@ struct PhasePasses {
   // Memory of one block of tokens: everything [n_heads, columns], the record once a step.
   static constexpr Index columns = Oscillators::columns;
   struct Block {
-    T *phases, *cosine, *sine, *dphases, *record, *work;
+    T *phases, *cosine, *sine, *dphases, *record;
     alignas(64) T strength[columns], cosine_mean[columns], sine_mean[columns];  // K, and mean e^{iφ}
     alignas(64) T mean[4][columns];  // C₁, S₁, C₂, S₂ of its position
 
     explicit Block(const Oscillators& oscillators) {
       const Index size = oscillators.block_size();
       struct Blocks {};
-      phases = simd::thread_scratch<T, Blocks>(4 * size + oscillators.record_size() + oscillators.work_size());
+      phases = simd::thread_scratch<T, Blocks>(4 * size + oscillators.record_size());
       cosine = phases + size;
       sine = cosine + size;
       dphases = sine + size;
       record = dphases + size;
-      work = record + oscillators.record_size();
     }
     T order(Index c) const { return std::hypot(cosine_mean[c], sine_mean[c]); }
   };
@@ -205,7 +204,7 @@ struct PhasePasses {
         for (Index c = 0; c < columns; ++c)
           block.phases[h * columns + c] =
               (layer.config.has_phase_map() && c < count ? cache.initial(first + c, h) : T(0)) + layer.frequency(h);
-      oscillators().advance(block.strength, block.phases, block.record, block.work);
+      oscillators().advance(block.strength, block.phases, block.record);
     }
     simd::write_angle_phasors(block.phases, size, block.cosine, block.sine);
     const T share = T(1) / static_cast<T>(heads);
@@ -256,7 +255,7 @@ struct PhasePasses {
     }
     if (!phases_learn(cache)) return;
     double dstrength[columns] = {};
-    oscillators().backward(block.strength, block.record, block.dphases, sums, dstrength, block.work);
+    oscillators().backward(block.strength, block.record, block.dphases, sums, dstrength);
     for (Index c = 0; c < count; ++c) {
       for (Index h = 0; h < heads; ++h) {
         const T dphase = block.dphases[h * columns + c];

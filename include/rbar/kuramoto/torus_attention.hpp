@@ -233,6 +233,10 @@ struct KuramotoAttention {
     visit("beta", beta);
     visit("rate_logit", rate_logit);
   }
+  void linears(auto&& visit) {
+    if (config.gate != TorusGate::fixed) query_gate_map.linears(visit);
+    if (config.gate == TorusGate::query_key) key_gate_map.linears(visit);
+  }
 
  private:
   Index rows_per_chunk() const { return std::max<Index>(1, 8192 / config.d_model); }

@@ -144,6 +144,12 @@ struct CoherenceGatedTransformer {
   }
   void buffers(auto&& visit) { stack.buffers(visit); }
 
+  // What inference may freeze: every matrix but those that decide who goes how far.
+  void linears(auto&& visit) {
+    ends.linears(visit);
+    stack.linears(visit);
+  }
+
  private:
   // state.hidden: the final states of the next tokens, each in its lane.
   void advance(std::string_view operation, ConstTensorView<Token, 2> tokens, State& state) const {

@@ -193,6 +193,10 @@ struct CGTLayer {
     visit_layer(visit, "norm2", norm2);
     visit_layer(visit, kind == LayerKind::standard ? "feed_forward" : "experts", block);
   }
+  void linears(auto&& visit) {
+    attention.linears(visit);
+    if (kind != LayerKind::reflex) block.linears(visit);
+  }
 
  private:
   void normalise(const Tensor<T, 3>& h, Cache& cache) const {

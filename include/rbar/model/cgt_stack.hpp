@@ -181,6 +181,10 @@ struct CGTStack {
     for (std::size_t l = 0; l < layers.size(); ++l) visit_layer(visit, "layers." + std::to_string(l), layers[l]);
   }
   void buffers(auto&& visit) { visit_buffers(visit, "router", router); }
+  // What decides stays: the router.
+  void linears(auto&& visit) {
+    for (auto& layer : layers) layer.linears(visit);
+  }
 
  private:
   static std::size_t at(Index i) { return static_cast<std::size_t>(i); }

@@ -139,6 +139,12 @@ struct CoRTModel {
     for (std::size_t l = 0; l < layers.size(); ++l) visit_buffers(visit, "layers." + std::to_string(l), layers[l]);
   }
 
+  // What inference may freeze: every matrix but those that decide who is attended.
+  void linears(auto&& visit) {
+    ends.linears(visit);
+    for (auto& layer : layers) layer.linears(visit);
+  }
+
  private:
   // Stream 0 of dropout is the embedding's, each layer has two.
   static void set_dropout(std::size_t layer, const Cache& cache, typename CoRTLayer<T>::Cache& layer_cache) {

@@ -107,6 +107,10 @@ struct CoRTLayer {
     visit_layer(visit, "ffn.net.3", ffn.down);
   }
   void buffers(auto&& visit) { routed.buffers(visit); }
+  void linears(auto&& visit) {
+    routed.linears(visit);
+    ffn.linears(visit);
+  }
 
  private:
   // Keeps x.

@@ -132,6 +132,10 @@ struct KuramotoLayer {
     visit_layer(visit, "attention", attention);
     visit_layer(visit, "mixing", mixing);
   }
+  void linears(auto&& visit) {
+    attention.linears(visit);
+    mixing.linears(visit);
+  }
 
  private:
   void mix(Scratch& scratch, const DropoutState& dropout, std::uint64_t stream, Tensor<T, 2>& phasors,
@@ -180,7 +184,7 @@ struct KuramotoLM {
   Config config;
   Embedding<T> token_embedding;  // E [V, d_model], radians
   std::vector<KuramotoLayer<T>> layers;
-  Linear<T> lm_head;           // [V, 2·d_model] with bias, where linear
+  Linear<T> lm_head;           // [V, 2·d_model] with bias, where linear; without, φ(E), where tied and rounded
   Tensor<T, 1> readout_scale;  // γ [1], where tied
 
   KuramotoLM() = default;
@@ -265,6 +269,15 @@ struct KuramotoLM {
       visit("readout_scale", readout_scale);
   }
 
+  // What inference may freeze: every large matrix. A tied readout is a head whose weight is φ(E).
+  void linears(auto&& visit) {
+    for (auto& layer : layers) layer.linears(visit);
+    if (config.readout == TorusReadout::linear || lm_head.is_frozen()) return visit(lm_head);
+    Tensor<T, 2> phasors;
+    detail::phasors_of<T>(rows(std::as_const(token_embedding.weight)), phasors);
+    visit(lm_head, std::as_const(phasors));
+  }
+
   // Weight decay shrinks matrices: never the tokens' angles (0 is no smaller than another angle) and never what scales
   // and turns (gates' constants and biases, β, η, γ).
   static bool decays(std::string_view name, std::size_t rank) {
@@ -284,16 +297,18 @@ struct KuramotoLM {
     if (config.readout == TorusReadout::linear)
       return lm_head.forward(rows(std::as_const(cache.phasors)), rows(logits));
     // Σ_j cos(θ_j − E_vj) = φ(θ)·φ(E_v).
-    if (first) detail::phasors_of<T>(rows(token_embedding.weight), cache.token_phasors);
     const Index count = cache.phasors.dimension(0), width = 2 * config.d_model;
     ensure_shape(cache.scaled, {count, width});
     for (Index i = 0; i < count * width; ++i) cache.scaled.data()[i] = readout_scale(0) * cache.phasors.data()[i];
-    gemm(Transpose::no, Transpose::yes, count, config.vocab_size, width, cache.scaled.data(), width,
+    if (lm_head.is_frozen()) return lm_head.forward(rows(std::as_const(cache.scaled)), rows(logits));
+    if (first) detail::phasors_of<T>(rows(token_embedding.weight), cache.token_phasors);
+    gemm(lm_head.products, Transpose::no, Transpose::yes, count, config.vocab_size, width, cache.scaled.data(), width,
          cache.token_phasors.data(), width, logits.data(), config.vocab_size);
   }
 
   void read_out_backward(ConstMatrixView<T> dlogits, const ReadoutCache& cache, MatrixView<T> dangles,
                          KuramotoLM& grad) const {
+    lm_head.require_trainable("KuramotoLM::backward");
     ensure_shape(cache.dphasors, shape_of(cache.phasors));
     if (config.readout == TorusReadout::linear) {
       lm_head.backward(dlogits, rows(cache.phasors), rows(cache.dphasors), grad.lm_head);
@@ -301,10 +316,10 @@ struct KuramotoLM {
     }
     const Index count = cache.phasors.dimension(0), width = 2 * config.d_model, vocabulary = config.vocab_size;
     ensure_shape(cache.dtoken_phasors, shape_of(cache.token_phasors));
-    gemm(Transpose::yes, Transpose::no, vocabulary, width, count, dlogits.data(), vocabulary, cache.scaled.data(),
-         width, cache.dtoken_phasors.data(), width);
-    gemm(Transpose::no, Transpose::no, count, width, vocabulary, dlogits.data(), vocabulary, cache.token_phasors.data(),
-         width, cache.dphasors.data(), width);
+    gemm(lm_head.products, Transpose::yes, Transpose::no, vocabulary, width, count, dlogits.data(), vocabulary,
+         cache.scaled.data(), width, cache.dtoken_phasors.data(), width);
+    gemm(lm_head.products, Transpose::no, Transpose::no, count, width, vocabulary, dlogits.data(), vocabulary,
+         cache.token_phasors.data(), width, cache.dphasors.data(), width);
     detail::phasors_of_backward<T>(cache.token_phasors, cache.dtoken_phasors, rows(grad.token_embedding.weight),
                                    /*accumulate=*/true);
     // dphasors lacks the factor γ: with φ it is γ's gradient, with γφ that of the angles.

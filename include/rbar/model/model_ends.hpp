@@ -38,7 +38,7 @@ struct ModelEnds {
   Embedding<T> token_embedding;     // [V, D]
   Embedding<T> position_embedding;  // [longest sequence, D], or no elements
   Norm final_norm;
-  Linear<T> lm_head;  // [V, D], without weights where tied and not rounded
+  Linear<T> lm_head;  // [V, D], without weights where tied and not frozen
 
   ModelEnds() = default;
   // positions = 0: none are learned.
@@ -56,11 +56,11 @@ struct ModelEnds {
   bool learns_positions() const { return position_embedding.weight.size() > 0; }
   bool tied() const { return lm_head.weight.size() == 0; }
 
-  // For inference: the head, tied or not, in bf16. A tied one becomes a copy; the table of the tokens stays, as few of
-  // its rows are ever read.
-  void round_weights() {
-    if (tied() && !lm_head.is_rounded()) lm_head.weight = token_embedding.weight;
-    lm_head.round_weights();
+  void linears(auto&& visit) {
+    if (tied() && !lm_head.is_frozen())
+      visit(lm_head, token_embedding.weight);
+    else
+      visit(lm_head);
   }
 
   // tokens [B, T], the first of them at `first_position` -> hidden [B, T, D].
@@ -100,9 +100,9 @@ struct ModelEnds {
     ensure_shape(cache.normed, shape_of(hidden));
     ensure_shape(logits, {hidden.dimension(0), hidden.dimension(1), vocabulary()});
     final_norm.forward(rows(hidden), rows(cache.normed), cache.norm);
-    if (lm_head.is_rounded()) return lm_head.forward(rows(std::as_const(cache.normed)), rows(logits));
-    gemm(Transpose::no, Transpose::yes, count, vocabulary(), dim(), cache.normed.data(), dim(), head_weight().data(),
-         dim(), logits.data(), vocabulary());
+    if (lm_head.is_frozen()) return lm_head.forward(rows(std::as_const(cache.normed)), rows(logits));
+    gemm(lm_head.products, Transpose::no, Transpose::yes, count, vocabulary(), dim(), cache.normed.data(), dim(),
+         head_weight().data(), dim(), logits.data(), vocabulary());
   }
   // The same for the tokens of a stream that are asked for.
   void head(StepLogits wanted, const Tensor<T, 3>& hidden, Tensor<T, 3>& logits, Cache& cache) const {
@@ -112,16 +112,15 @@ struct ModelEnds {
                      Tensor<T, 3>& dhidden, ModelEnds& grad) const {
     require_shape("head_backward", "dlogits", dlogits, {hidden.dimension(0), hidden.dimension(1), vocabulary()});
     require_shape("head_backward", "cache", shape_of(cache.normed), shape_of(hidden));
-    require(!lm_head.is_rounded(), "head_backward", "head", "one that was not rounded to bf16 for inference",
-            "rounded");
+    lm_head.require_trainable("head_backward");
     const Index count = rows(hidden).rows();
     ensure_shape(cache.dnormed, shape_of(hidden));
     ensure_shape(dhidden, shape_of(hidden));
     Tensor<T, 2>& dhead = tied() ? grad.token_embedding.weight : grad.lm_head.weight;
-    gemm(Transpose::yes, Transpose::no, vocabulary(), dim(), count, dlogits.data(), vocabulary(), cache.normed.data(),
-         dim(), dhead.data(), dim(), /*accumulate=*/true);
-    gemm(Transpose::no, Transpose::no, count, dim(), vocabulary(), dlogits.data(), vocabulary(), head_weight().data(),
-         dim(), cache.dnormed.data(), dim());
+    gemm(lm_head.products, Transpose::yes, Transpose::no, vocabulary(), dim(), count, dlogits.data(), vocabulary(),
+         cache.normed.data(), dim(), dhead.data(), dim(), /*accumulate=*/true);
+    gemm(lm_head.products, Transpose::no, Transpose::no, count, dim(), vocabulary(), dlogits.data(), vocabulary(),
+         head_weight().data(), dim(), cache.dnormed.data(), dim());
     final_norm.backward(rows(std::as_const(cache.dnormed)), rows(hidden), cache.norm, rows(dhidden), grad.final_norm);
   }
 

@@ -136,6 +136,10 @@ struct PhaseGPTLayer {
     visit_layer(visit, "norm2", norm2);
     visit_layer(visit, "ffn", ffn);
   }
+  void linears(auto&& visit) {
+    std::visit([&](auto& chosen) { chosen.linears(visit); }, mixer);
+    ffn.linears(visit);
+  }
 
  private:
   // Calls body(mixer, its part of the variant), which is made if the variant holds another kind's.
@@ -298,6 +302,12 @@ struct PhaseGPT {
   void parameters(auto&& visit) {
     ends.parameters(visit);
     for (std::size_t l = 0; l < layers.size(); ++l) visit_layer(visit, "layers." + std::to_string(l), layers[l]);
+  }
+
+  // What inference may freeze: every large matrix.
+  void linears(auto&& visit) {
+    ends.linears(visit);
+    for (auto& layer : layers) layer.linears(visit);
   }
 
   // Weight decay shrinks matrices: no natural frequency [heads, oscillators], and not K.

@@ -110,9 +110,9 @@ struct MixerBlock {
     visit_layer(visit, "norm2", norm2);
     visit_layer(visit, "feed_forward", feed_forward);
   }
-  void round_weights() {
-    mixer.round_weights();
-    if (has_feed_forward()) feed_forward.round_weights();
+  void linears(auto&& visit) {
+    mixer.linears(visit);
+    if (has_feed_forward()) feed_forward.linears(visit);
   }
 
  private:

@@ -161,11 +161,11 @@ struct PhaseModulatedAttentionLM {
     for (std::size_t l = 0; l < pma.size(); ++l) visit_layer(visit, "pma." + std::to_string(l), pma[l]);
   }
 
-  // For inference, as TransformerModel's: every large matrix in bf16.
-  void round_weights() {
-    ends.round_weights();
-    for (auto& block : ssm) block.round_weights();
-    for (auto& block : pma) block.round_weights();
+  // What inference may freeze: every large matrix.
+  void linears(auto&& visit) {
+    ends.linears(visit);
+    for (auto& block : ssm) block.linears(visit);
+    for (auto& block : pma) block.linears(visit);
   }
 
   // Weight decay shrinks matrices, which phases, frequencies, λ, α, β and D are not; nor A_log, as the state space

@@ -109,11 +109,10 @@ struct TransformerModel {
     for (std::size_t l = 0; l < layers.size(); ++l) visit_layer(visit, "layers." + std::to_string(l), layers[l]);
   }
 
-  // For inference: every matrix in bf16, half the memory and half of what decoding reads. No way back: such a model
-  // neither trains nor is saved.
-  void round_weights() {
-    ends.round_weights();
-    for (auto& layer : layers) layer.round_weights();
+  // What pack_weights(model) and round_weights(model) freeze for inference: every matrix.
+  void linears(auto&& visit) {
+    ends.linears(visit);
+    for (auto& layer : layers) layer.linears(visit);
   }
 
  private:

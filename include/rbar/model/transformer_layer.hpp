@@ -134,9 +134,9 @@ struct TransformerLayer {
     visit_layer(visit, "norm2", norm2);
     visit_layer(visit, "feed_forward", feed_forward);
   }
-  void round_weights() {
-    attention.round_weights();
-    feed_forward.round_weights();
+  void linears(auto&& visit) {
+    attention.linears(visit);
+    feed_forward.linears(visit);
   }
 
  private:

@@ -59,8 +59,8 @@ struct FeedForward {
     visit_layer(visit, "up", up);
     visit_layer(visit, "down", down);
   }
-  void round_weights() {
-    for (Linear<T>* map : {&up, &down}) map->round_weights();
+  void linears(auto&& visit) {
+    for (Linear<T>* map : {&up, &down}) visit(*map);
   }
 
  private:
@@ -132,8 +132,8 @@ struct SwiGLU {
     visit_layer(visit, "up", up);
     visit_layer(visit, "down", down);
   }
-  void round_weights() {
-    for (Linear<T>* map : {&gate, &up, &down}) map->round_weights();
+  void linears(auto&& visit) {
+    for (Linear<T>* map : {&gate, &up, &down}) visit(*map);
   }
 
  private:

@@ -1,11 +1,11 @@
 // The dense layer: y = x Wᵀ + b.
 #pragma once
 
-#include "rbar/core/gemm.hpp"
 #include "rbar/core/parameters.hpp"
 #include "rbar/nn/init.hpp"
+#include "rbar/nn/packed_matrix.hpp"
+#include "rbar/nn/products.hpp"
 #include "rbar/simd/batch.hpp"
-#include "rbar/simd/bf16_gemm.hpp"
 
 #include <algorithm>
 #include <type_traits>
@@ -50,14 +50,18 @@ void add_column_sums(ConstMatrixView<T> x, T* total) {
 }  // namespace detail
 
 // Works on the rows of anything: [N, in] -> [N, out]. Without a bias, `bias` has no elements.
-// Errors: a matrix of another width, or x and y with different numbers of rows; training or saving rounded weights.
+// Errors: a matrix of another width, or x and y with different numbers of rows; training or saving frozen weights.
 template <class T>
 struct Linear {
   using Scalar = T;
 
-  Tensor<T, 2> weight;          // [out, in]
-  Tensor<T, 1> bias;            // [out] or empty
-  Tensor<BFloat16, 2> rounded;  // [out, in] the weight after round_weights, and `weight` then has no elements
+  Tensor<T, 2> weight;  // [out, in]
+  Tensor<T, 1> bias;    // [out] or empty
+  // What stands for a frozen `weight`, which then has no elements: one of these.
+  PackedMatrix<T> packed;
+  RoundedMatrix rounded;
+  Bf16Inputs rounded_inputs = Bf16Inputs::weights;
+  Products products = Products::fp32;  // of a weight that is not frozen
 
   Linear() = default;
   // Xavier-uniform weight, zero bias.
@@ -67,16 +71,28 @@ struct Linear {
     bias.setZero();
   }
 
-  Index in() const { return is_rounded() ? rounded.dimension(1) : weight.dimension(1); }
-  Index out() const { return is_rounded() ? rounded.dimension(0) : weight.dimension(0); }
+  Index in() const { return is_packed() ? packed.in() : is_rounded() ? rounded.in() : weight.dimension(1); }
+  Index out() const { return is_packed() ? packed.out() : is_rounded() ? rounded.out() : weight.dimension(0); }
 
-  // For inference: the weight in half the memory, which decoding reads in half the time.
-  bool is_rounded() const { return rounded.size() > 0; }
-  void round_weights() {
+  // For inference; what is frozen neither trains nor is saved, nor can it be frozen in another way.
+  bool is_packed() const { return !packed.empty(); }
+  bool is_rounded() const { return !rounded.empty(); }
+  bool is_frozen() const { return is_packed() || is_rounded(); }
+  // The weight as products read it: the same bits, faster. Where there are few outputs, they read it as it is.
+  void pack_weights() {
+    require(!is_rounded(), "Linear::pack_weights", "weight", "one that was not rounded", "rounded");
+    if (is_packed() || weight.dimension(0) <= simd::gemm_few_columns) return;
+    packed = PackedMatrix<T>(rows(std::as_const(weight)));
+    weight = Tensor<T, 2>();
+  }
+  // The weight in half the memory, which decoding reads in half the time. With Bf16Inputs::both, products of many rows
+  // are faster as well, and less exact.
+  void round_weights(Bf16Inputs inputs = Bf16Inputs::weights) {
     static_assert(std::is_same_v<T, float>);
+    require(!is_packed(), "Linear::round_weights", "weight", "one that was not packed", "packed");
+    rounded_inputs = inputs;
     if (is_rounded()) return;
-    ensure_shape(rounded, shape_of(weight));
-    to_bf16(elements(std::as_const(weight)), rounded.data());
+    rounded = RoundedMatrix(rows(std::as_const(weight)));
     weight = Tensor<T, 2>();
   }
 
@@ -86,37 +102,73 @@ struct Linear {
     // The bias is where the product starts: no pass of its own afterwards.
     const bool has_bias = bias.size() > 0;
     if (has_bias) detail::fill_rows(y, bias.data());
+    product(x, y, has_bias);
+  }
+  // y (+)= x Wᵀ.
+  void product(ConstMatrixView<T> x, MatrixView<T> y, bool accumulate) const {
+    require_shape("Linear::product", "x", x, {-1, in()});
+    require_shape("Linear::product", "y", y, {x.rows(), out()});
+    if (is_packed()) return packed.product(x, y, accumulate);
     if constexpr (std::is_same_v<T, float>)
-      if (is_rounded())
-        return simd::bf16_gemm(x.rows(), out(), in(), x.data(), in(), rounded.data(), in(), y.data(), out(), has_bias);
-    gemm(Transpose::no, Transpose::yes, x.rows(), out(), in(), x.data(), in(), weight.data(), in(), y.data(), out(),
-         has_bias);
+      if (is_rounded()) return rounded.product(x, y, accumulate, rounded_inputs);
+    gemm(products, Transpose::no, Transpose::yes, x.rows(), out(), in(), x.data(), in(), weight.data(), in(), y.data(),
+         out(), accumulate);
   }
 
   // dW += dyᵀ x, db += Σ dy, dx (+)= dy W. An empty dx is skipped.
   void backward(ConstMatrixView<T> dy, ConstMatrixView<T> x, MatrixView<T> dx, Linear& grad,
                 bool accumulate_dx = false) const {
-    require_unrounded("Linear::backward");
+    require_trainable("Linear::backward");
     require_shape("Linear::backward", "x", x, {-1, in()});
     require_shape("Linear::backward", "dy", dy, {x.rows(), out()});
     require_shape("Linear::backward", "gradient of weight", grad.weight, {out(), in()});
-    gemm(Transpose::yes, Transpose::no, out(), in(), dy.rows(), dy.data(), out(), x.data(), in(), grad.weight.data(),
-         in(), /*accumulate=*/true);
+    gemm(products, Transpose::yes, Transpose::no, out(), in(), dy.rows(), dy.data(), out(), x.data(), in(),
+         grad.weight.data(), in(), /*accumulate=*/true);
     if (grad.bias.size() > 0) detail::add_column_sums(dy, grad.bias.data());
     if (dx.size() == 0) return;
     require_shape("Linear::backward", "dx", dx, {x.rows(), in()});
-    gemm(Transpose::no, Transpose::no, dy.rows(), in(), out(), dy.data(), out(), weight.data(), in(), dx.data(), in(),
-         accumulate_dx);
+    gemm(products, Transpose::no, Transpose::no, dy.rows(), in(), out(), dy.data(), out(), weight.data(), in(),
+         dx.data(), in(), accumulate_dx);
   }
 
   void parameters(auto&& visit) {
-    require_unrounded("Linear::parameters");
+    require_trainable("Linear::parameters");
     visit("weight", weight);
     if (bias.size() > 0) visit("bias", bias);
   }
-  void require_unrounded(std::string_view operation) const {
-    require(!is_rounded(), operation, "weight", "one that was not rounded to bf16 for inference", "rounded");
+  void linears(auto&& visit) { visit(*this); }
+  void require_trainable(std::string_view operation) const {
+    require(!is_frozen(), operation, "weight", "one that was not frozen for inference",
+            is_packed() ? "packed" : "rounded");
   }
 };
+
+// Freezes the matrices of a layer or model for inference, as Linear says. Its linears(visit) visits each, or with a
+// head tied to a table visit(head, the head's weight [out, in]): the head becomes a copy, the table stays.
+namespace detail {
+template <class Model>
+void freeze_linears(Model& model, const auto& freeze) {
+  model.linears([&]<class T>(Linear<T>& map, const auto&... tied_weight) {
+    if (!map.is_frozen()) (void(map.weight = tied_weight), ...);
+    freeze(map);
+    if (sizeof...(tied_weight) > 0 && !map.is_frozen()) map.weight = Tensor<T, 2>();
+  });
+}
+}  // namespace detail
+template <class Model>
+void pack_weights(Model& model) {
+  detail::freeze_linears(model, [](auto& map) { map.pack_weights(); });
+}
+template <class Model>
+void round_weights(Model& model, Bf16Inputs inputs = Bf16Inputs::weights) {
+  detail::freeze_linears(model, [=](auto& map) { map.round_weights(inputs); });
+}
+
+// What the same matrices of a model that trains are multiplied in, as Linear says; a tied head included.
+template <class Model>
+void set_products(Model& model, Products products) {
+  static_assert(std::is_same_v<typename Model::Scalar, float>);
+  model.linears([=](auto& map, const auto&...) { map.products = products; });
+}
 
 }  // namespace rbar

@@ -148,6 +148,10 @@ struct MixtureOfExperts {
     visit_layer(visit, "gate", gate);
     for (std::size_t e = 0; e < experts.size(); ++e) visit_layer(visit, "experts." + std::to_string(e), experts[e]);
   }
+  // The gate, small, decides: it stays.
+  void linears(auto&& visit) {
+    for (auto& each : experts) each.linears(visit);
+  }
 
  private:
   static constexpr Index row_chunk = 64;

@@ -1,6 +1,7 @@
 // A row layer chosen at run time: OneOf<LayerNorm<T>, RMSNorm<T>> is either, behind the same calls.
 #pragma once
 
+#include "rbar/core/bf16.hpp"
 #include "rbar/core/parameters.hpp"
 #include "rbar/core/tensor.hpp"
 
@@ -54,8 +55,8 @@ struct OneOf {
   void parameters(auto&& visit) {
     std::visit([&](auto& chosen) { chosen.parameters(visit); }, layer);
   }
-  void round_weights() {
-    std::visit([](auto& chosen) { chosen.round_weights(); }, layer);
+  void linears(auto&& visit) {
+    std::visit([&](auto& chosen) { chosen.linears(visit); }, layer);
   }
 };
 

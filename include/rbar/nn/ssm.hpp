@@ -136,15 +136,15 @@ struct SelectiveSSM {
 
   void backward(ConstTensorView<T, 3> dy, const Cache& cache, Tensor<T, 3>& dx, SelectiveSSM& grad) const {
     require_shape("SelectiveSSM::backward", "dy", shape_of(dy), shape_of(cache.input));
-    out_proj.require_unrounded("SelectiveSSM::backward");
+    out_proj.require_trainable("SelectiveSSM::backward");
     const Index batch = dy.dimension(0), tokens = dy.dimension(1), count = batch * tokens;
     const Index inner = config.inner(), rank = config.rank(), width = config.selection();
     ensure_shape(dx, shape_of(dy));
     if (count == 0) return;
     const Scratch scratch = scratch_of(batch, tokens);
     T* gated = gated_scratch(count);
-    gemm(Transpose::no, Transpose::no, count, inner, config.d_model, dy.data(), config.d_model, out_proj.weight.data(),
-         inner, scratch.dinner, inner);
+    gemm(out_proj.products, Transpose::no, Transpose::no, count, inner, config.d_model, dy.data(), config.d_model,
+         out_proj.weight.data(), inner, scratch.dinner, inner);
     scan_backward(batch, tokens, cache, scratch, gated, grad);
     out_proj.backward(rows(dy), as_const(matrix(gated, count, inner)), matrix(nullptr, 0, 0), grad.out_proj);
     // W_Δ reads the first columns of the selection in place.
@@ -195,8 +195,8 @@ struct SelectiveSSM {
   }
 
   // The large maps, for inference.
-  void round_weights() {
-    for (Linear<T>* map : {&in_proj, &x_proj, &out_proj}) map->round_weights();
+  void linears(auto&& visit) {
+    for (Linear<T>* map : {&in_proj, &x_proj, &out_proj}) visit(*map);
   }
   void parameters(auto&& visit) {
     visit_layer(visit, "in_proj", in_proj);

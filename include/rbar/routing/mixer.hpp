@@ -160,6 +160,12 @@ struct CoherenceMixer {
     }
     visit_layer(visit, "out_proj", out_proj);
   }
+  // The gate, one row, stays.
+  void linears(auto&& visit) {
+    if (config.learnable)
+      for (Linear<T>* map : {&W1, &W2}) visit(*map);
+    out_proj.linears(visit);
+  }
 
  private:
   using RowView = Eigen::Map<Eigen::Matrix<T, 1, Eigen::Dynamic>>;
@@ -269,8 +275,7 @@ struct CoherenceMixer {
       cache.gate(n) = T(1) / (T(1) + std::exp(-logit));
     });
     W1.forward(top_rows(std::as_const(cache.first), count), top_rows(cache.proposal, count));
-    gemm(Transpose::no, Transpose::yes, count, dim, dim, cache.second.data(), dim, W2.weight.data(), dim,
-         cache.proposal.data(), dim, /*accumulate=*/true);
+    W2.product(top_rows(std::as_const(cache.second), count), top_rows(cache.proposal, count), /*accumulate=*/true);
   }
 
   void learned_backward(const Tokens& tokens, Rows selected, const Cache& cache, Tensor<T, 3>& dhidden,

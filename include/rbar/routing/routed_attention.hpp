@@ -146,6 +146,11 @@ struct RoutedAttention {
     visit_layer(visit, "attention", attention);
     visit_layer(visit, "mixer", mixer);
   }
+  // What decides stays: the router.
+  void linears(auto&& visit) {
+    attention.linears(visit);
+    mixer.linears(visit);
+  }
   void buffers(auto&& visit) { visit_buffers(visit, "router", router); }
 };
 

@@ -140,9 +140,9 @@ struct BlockSparsePlan {
                 const Index j = first + i, row = job * slots + own_slots[i];
                 if (i + ahead < count) {
                   const Index next = job * slots + own_slots[i + ahead];
-                  KeyBlocks<T>::fetch_row(values.at(b, head, j + ahead), values.dim);
-                  KeyBlocks<T>::fetch_row(key.data() + next * keys.dim, keys.dim);
-                  KeyBlocks<T>::fetch_row(value.data() + next * values.dim, values.dim);
+                  simd::prefetch_row(values.at(b, head, j + ahead), values.dim);
+                  simd::prefetch_row(key.data() + next * keys.dim, keys.dim);
+                  simd::prefetch_row(value.data() + next * values.dim, values.dim);
                 }
                 std::copy_n(keys.at(b, head, j), keys.dim, key.data() + row * keys.dim);
                 std::copy_n(values.at(b, head, j), values.dim, value.data() + row * values.dim);

@@ -105,7 +105,7 @@ struct KeyBlocks {
       const Index first = bundled, last = std::min(end, bundled + 64);
       for (; bundled < last; ++bundled) {
         const T* key = key_row(bundled);
-        if (bundled + ahead < end) fetch_row(key_row(bundled + ahead), dim);
+        if (bundled + ahead < end) simd::prefetch_row(key_row(bundled + ahead), dim);
         const Index slot = slot_in(group_for(config, key));
         key_of_slot.data()[slot] = bundled;
         slots[bundled - first] = slot;
@@ -114,11 +114,7 @@ struct KeyBlocks {
     }
   }
 
-  // Starts to read a row that is needed soon.
-  static constexpr Index ahead = 8;  // rows
-  static void fetch_row(const T* row, Index width) {
-    for (Index d = 0; d < width; d += 64 / static_cast<Index>(sizeof(T))) RBAR_PREFETCH_FAR(row + d);
-  }
+  static constexpr Index ahead = 8;  // rows that are asked for before their turn
 
   // Slots of block b whose keys come before `keys`: the first so many.
   Index filled(Index b, Index keys) const {

@@ -4,9 +4,8 @@
 //   backward(dy, x, dx, grad, accumulate_dx)   dA += dyᵀ x on what is stored of A;  dx (+)= dy A, skipped if empty
 #pragma once
 
-#include "rbar/core/gemm.hpp"
 #include "rbar/core/parameters.hpp"
-#include "rbar/nn/init.hpp"
+#include "rbar/nn/linear.hpp"
 #include "rbar/simd/scratch.hpp"
 
 #include <algorithm>
@@ -113,30 +112,9 @@ struct ProjectionRestriction {
   void parameters(auto&&) {}
 };
 
-// A = W.
+// A = W: a dense layer without a bias.
 template <class T>
-struct DenseRestriction {
-  Tensor<T, 2> weight;  // [out, in]
-
-  DenseRestriction() = default;
-  DenseRestriction(Index in, Index out, Rng& rng) : weight(out, in) { xavier_uniform(weight, rng); }
-
-  Index in() const { return weight.dimension(1); }
-  Index out() const { return weight.dimension(0); }
-  void product(ConstMatrixView<T> x, MatrixView<T> y, bool accumulate) const {
-    gemm(Transpose::no, Transpose::yes, x.rows(), out(), in(), x.data(), in(), weight.data(), in(), y.data(), out(),
-         accumulate);
-  }
-  void backward(ConstMatrixView<T> dy, ConstMatrixView<T> x, MatrixView<T> dx, DenseRestriction& grad,
-                bool accumulate_dx) const {
-    gemm(Transpose::yes, Transpose::no, out(), in(), x.rows(), dy.data(), out(), x.data(), in(), grad.weight.data(),
-         in(), /*accumulate=*/true);
-    if (dx.size() == 0) return;
-    gemm(Transpose::no, Transpose::no, x.rows(), in(), out(), dy.data(), out(), weight.data(), in(), dx.data(), in(),
-         accumulate_dx);
-  }
-  void parameters(auto&& visit) { visit("weight", weight); }
-};
+using DenseRestriction = Linear<T>;
 
 // A = U V.
 template <class T>
@@ -171,8 +149,12 @@ struct LowRankRestriction {
     down.backward(as_const(dinner), x, dx, grad.down, accumulate_dx);
   }
   void parameters(auto&& visit) {
-    visit("down.weight", down.weight);
-    visit("up.weight", up.weight);
+    visit_layer(visit, "down", down);
+    visit_layer(visit, "up", up);
+  }
+  void linears(auto&& visit) {
+    down.linears(visit);
+    up.linears(visit);
   }
 
  private:

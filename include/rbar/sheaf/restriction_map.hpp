@@ -62,7 +62,7 @@ struct RestrictionMap {
   }
   static RestrictionMap dense(Index in, Index out, bool has_bias, Rng& rng) {
     require_sizes(in, out);
-    return {DenseRestriction<T>(in, out, rng), has_bias};
+    return {DenseRestriction<T>(in, out, /*has_bias=*/false, rng), has_bias};
   }
   static RestrictionMap dense(ConstMatrixView<T> matrix) {
     require_sizes(matrix.cols(), matrix.rows());
@@ -167,6 +167,14 @@ struct RestrictionMap {
   void parameters(auto&& visit) {
     std::visit([&](auto& map) { map.parameters(visit); }, linear);
     if (bias.size() > 0) visit("bias", bias);
+  }
+  // Dense matrices and factors.
+  void linears(auto&& visit) {
+    std::visit(
+        [&](auto& map) {
+          if constexpr (requires { map.linears(visit); }) map.linears(visit);
+        },
+        linear);
   }
 
   RestrictionMap() : linear(IdentityRestriction<T>{}) {}

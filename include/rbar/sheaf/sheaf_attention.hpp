@@ -82,6 +82,10 @@ struct SheafAttention {
   void buffers(auto&& visit) {
     if (!config.learn_beta) visit("beta", beta);
   }
+  void linears(auto&& visit) {
+    for (RestrictionMap<T>* map : {&rho_query, &rho_key, &rho_value}) map->linears(visit);
+    out_proj.linears(visit);
+  }
 
   // Every token.
   void forward(ConstTensorView<T, 3> x, Tensor<T, 3>& y, Cache& cache) const {

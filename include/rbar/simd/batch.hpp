@@ -114,6 +114,12 @@ RBAR_INLINE void store_partial(T* data, const Batch<T>& value, Index count) {
   for (Index i = 0; i < count; ++i) data[i] = buffer[i];
 }
 
+// Asks for a row before its turn: rows that lie far apart are what no hardware looks ahead for.
+template <class T>
+RBAR_INLINE void prefetch_row(const T* row, Index count) {
+  for (Index i = 0; i < count; i += static_cast<Index>(64 / sizeof(T))) RBAR_PREFETCH_FAR(row + i);
+}
+
 // Horizontal sum and maximum, in a fixed order of lanes. What the maximum of lanes with a NaN is, is left open.
 template <class T>
 RBAR_INLINE T reduce_add(const Batch<T>& value) {

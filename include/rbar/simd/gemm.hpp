@@ -9,6 +9,7 @@
 
 #include "rbar/core/parallel.hpp"
 #include "rbar/simd/gemm_blocking.hpp"
+#include "rbar/simd/gemm_copying.hpp"
 #include "rbar/simd/gemm_few_rows.hpp"
 #include "rbar/simd/gemm_kernel.hpp"
 #include "rbar/simd/gemm_pack.hpp"
@@ -20,24 +21,24 @@ namespace rbar::simd {
 
 namespace detail {
 
-// Slices of B, packed: two of at most 576 KiB, kept by the calling thread.
+// Slices of B, packed: two of at most 800 KiB, kept by the calling thread.
 struct PackedSlices {};
 
 // How one problem is cut. A slice of B is depth × columns; a chunk of C is rows × columns.
 template <class T>
 struct GemmBlocking {
   static constexpr Index max_packed_depth = gemm_max_depth<T>(true);
-  static constexpr Index max_slice = (Index{576} << 10) / static_cast<Index>(sizeof(T));
   static constexpr Index max_rows = 128;
-  static constexpr Index min_work = Index{1} << 19;  // multiply-adds that pay for a hand-over to another thread
 
-  Index depth, columns, rows;
+  Index depth, max_slice, columns, rows;
 
-  GemmBlocking(Index m, Index n, Index depth_) : depth(depth_) {
+  // A is packed again for every slice, so that there are to be few; where it lies ready, it has some of the cache.
+  GemmBlocking(Index m, Index n, Index depth_, bool packs_a)
+      : depth(depth_), max_slice((Index{packs_a ? 800 : 576} << 10) / static_cast<Index>(sizeof(T))) {
     constexpr Index width = gemm_columns<T>;
-    columns = even_part(n, std::clamp(max_slice / depth / width, Index{1}, 528 / width) * width, width);
+    columns = even_part(n, std::max(max_slice / depth / width, Index{1}) * width, width);
     rows = even_part(m, max_rows, gemm_rows);
-    while (rows > 2 * gemm_rows && divide_up(m, rows) < 16 && rows * columns * depth >= 2 * min_work)
+    while (rows > 2 * gemm_rows && divide_up(m, rows) < 16 && rows * columns * depth >= 2 * gemm_min_work)
       rows = even_part(rows, divide_up(rows, 2), gemm_rows);
   }
 };
@@ -63,10 +64,12 @@ void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a
                  Index ldc, bool accumulate) {
   using Blocking = GemmBlocking<T>;
   constexpr Index width_a = gemm_rows, width_b = gemm_columns<T>;
-  const Blocking block(m, n, depth);
+  const Blocking block(m, n, depth, !a.inner_contiguous);
   const Index slice_size = block.depth * block.columns, depth_slices = divide_up(k, block.depth);
   const Index slices = divide_up(n, block.columns) * depth_slices;
-  T* const packed = thread_scratch<T, PackedSlices>(std::min<Index>(slices, 2) * slice_size);
+  // Slices of all of k are multiplied by a chunk of A together where they fit: it is read, and C written, in one visit.
+  const Index together = depth_slices * slice_size <= block.max_slice && n <= block.columns ? depth_slices : 1;
+  T* const packed = thread_scratch<T, PackedSlices>(std::min(slices, 2 * together) * slice_size);
 
   struct Slice {
     Index column, columns, inner, depth;
@@ -75,12 +78,12 @@ void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a
     const Index column = number / depth_slices * block.columns, inner = number % depth_slices * block.depth;
     return Slice{column, std::min(block.columns, n - column), inner, std::min(block.depth, k - inner)};
   };
+  const auto packed_slice = [&](Index number) { return packed + number % (2 * together) * slice_size; };
   const auto pack_b = [&](Index number, Index panel) {
     const Slice slice = slice_at(number);
     const Index j = panel * width_b;
     pack_panels<width_b>(b.inner_contiguous, b.at(slice.column + j, slice.inner), b.stride,
-                         std::min(width_b, slice.columns - j), slice.depth,
-                         packed + number % 2 * slice_size + j * slice.depth);
+                         std::min(width_b, slice.columns - j), slice.depth, packed_slice(number) + j * slice.depth);
   };
   // The panels of A at `first`, `panel_step` apart, times a slice of B.
   const auto multiply_chunk = [&](const Slice& slice, const T* packed_b, Index row, Index rows,
@@ -97,10 +100,12 @@ void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a
         };
         if constexpr (TransposedC) {
           T* const to = c + column * ldc + row + i;
-          for (Index t = 0; t < columns; ++t) RBAR_PREFETCH_WRITE(to + t * ldc);
           alignas(64) T tile[height * width_b];
-          for (Index r = i; r < std::min(i + height, rows); r += width_a)
+          for (Index r = i; r < std::min(i + height, rows); r += width_a) {
+            if ((r - i) % lanes<T> == 0)
+              for (Index t = 0; t < columns; ++t) RBAR_PREFETCH_WRITE(to + r - i + t * ldc);
             multiply_at(r, tile + (r - i) * width_b, width_b, false);
+          }
           for (Index r = 0; r < height && i + r < rows; r += lanes<T>)
             write_transposed(tile + r * width_b, to + r, ldc, std::min(lanes<T>, rows - i - r), columns, add);
         } else {
@@ -111,7 +116,7 @@ void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a
   const auto multiply = [&](Index number, Index row) {
     const Slice slice = slice_at(number);
     const Index rows = std::min(block.rows, m - row);
-    const T* const packed_b = packed + number % 2 * slice_size;
+    const T* const packed_b = packed_slice(number);
     const T* const source = a.at(row, slice.inner);
     if (a.inner_contiguous)
       return multiply_chunk(slice, packed_b, row, rows, {source, a.stride, 1}, width_a * a.stride);
@@ -120,14 +125,18 @@ void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a
     multiply_chunk(slice, packed_b, row, rows, {packed_a, 1, width_a}, width_a * slice.depth);
   };
 
-  // Step s multiplies slice s-1 and packs slice s, which is then the one in the caches.
-  for (Index step = 0; step <= slices; ++step) {
-    const Index panels = step < slices ? divide_up(slice_at(step).columns, width_b) : 0;
-    const Index chunks = step > 0 ? divide_up(m, block.rows) : 0;
+  // Step s multiplies the slices that step s-1 packed, which are then the ones in the caches, and packs the next.
+  const Index steps = slices / together;
+  for (Index step = 0; step <= steps; ++step) {
+    const Index next = step * together, panels = step < steps ? divide_up(slice_at(next).columns, width_b) : 0;
+    const Index chunks = step > 0 ? divide_up(m, block.rows) : 0, tasks = chunks + panels * together;
     const Index work = (chunks > 0 ? m : 16) * slice_size;
-    parallel_for(chunks + panels, work < Blocking::min_work ? chunks + panels : 1, [&](Index begin, Index end) {
+    parallel_for(tasks, work < gemm_min_work ? tasks : 1, [&](Index begin, Index end) {
       for (Index task = begin; task < end; ++task)
-        task < chunks ? multiply(step - 1, task * block.rows) : pack_b(step, task - chunks);
+        if (task < chunks)
+          for (Index number = next - together; number < next; ++number) multiply(number, task * block.rows);
+        else
+          pack_b(next + (task - chunks) / panels, (task - chunks) % panels);
     });
   }
 }
@@ -141,7 +150,7 @@ void blocked_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k,
   using namespace detail;
   if (!transpose_a && transpose_b && n <= 4) {
     // Bound by reading A once, in dot products that do not know of other rows: no packing.
-    const Index chunk_rows = std::max<Index>(8, GemmBlocking<T>::min_work / 2 / (n * k));
+    const Index chunk_rows = std::max<Index>(8, gemm_min_work / 2 / (n * k));
     parallel_for(m, chunk_rows, [&](Index row, Index end) {
       multiply_few_columns(k, a + row * lda, lda, b, ldb, c + row * ldc, ldc, end - row, n, accumulate);
     });
@@ -149,6 +158,8 @@ void blocked_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k,
   }
   if (m <= gemm_few_rows) return few_rows_gemm(transpose_a, transpose_b, m, n, k, a, lda, b, ldb, c, ldc, accumulate);
   const Index depth = gemm_depth<T>(transpose_a, k);
+  if (!transpose_a && !transpose_b && m <= gemm_copying_most)
+    return copying_gemm(m, n, k, depth, a, lda, b, ldb, c, ldc, accumulate);
   const GemmOperand<T> left{a, lda, !transpose_a}, right{b, ldb, transpose_b};
   if (transpose_b && m < n && m <= gemm_transposed_most)
     sliced_gemm<true>(n, m, k, depth, right, left, c, ldc, accumulate);

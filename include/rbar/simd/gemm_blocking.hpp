@@ -24,4 +24,7 @@ constexpr Index gemm_depth(bool transpose_a, Index k) {
   return even_part(k, gemm_max_depth<T>(transpose_a), lanes<T>);
 }
 
+// Multiply-adds that pay for a hand-over to another thread.
+inline constexpr Index gemm_min_work = Index{1} << 19;
+
 }  // namespace rbar::simd::detail

@@ -10,6 +10,7 @@
 #include "rbar/simd/scratch.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace rbar::simd {
 
@@ -17,6 +18,13 @@ namespace rbar::simd {
 inline constexpr Index gemm_few_rows = 2 * gemm_rows;
 
 namespace detail {
+
+// Rows this far apart have their cache lines in one set of a first-level cache. It holds fewer than a register has
+// lanes, so a line would be gone before its next 16 bytes are wanted.
+template <class T>
+constexpr bool rows_share_a_set(Index stride) {
+  return stride * static_cast<Index>(sizeof(T)) % 4096 == 0;
+}
 
 // C[Rows, columns] (+)= A·Bᵀ for up to a register of columns. A(r, p) = a[r/gemm_rows·a_panel + p·a_step +
 // r%gemm_rows]; column j of C comes from the row b + row(j) of B.
@@ -30,18 +38,40 @@ void multiply_transposed(Index depth, const T* a, Index a_step, Index a_panel, c
     for (Index r = 0; r < Rows; ++r)
       sum[r] = multiply_add(broadcast(a[r / gemm_rows * a_panel + p * a_step + r % gemm_rows]), right, sum[r]);
   };
-  Index p = 0;
-  for (; p + side <= depth; p += side) {
+  // The inner indices p, p + 1 ... p + side − 1; at(j) is where row j has them.
+  const auto multiply_square = [&](Index p, const auto& at) {
     Batch<T> v[side];
     // Part of a line of the rows that come next: the hardware does not see so many streams coming.
     const T* const next = b + (lanes<T> + p % lanes<T>)*ahead_stride + p;
     for (Index t = 0; t < side; ++t) {
       RBAR_PREFETCH_FAR(next + t * ahead_stride);
-      v[t] = load_blocks<T>([&](Index i) { return b + row(t + i * side) + p; });
+      v[t] = load_blocks<T>([&](Index i) { return at(t + i * side); });
     }
     transpose_blocks(v);
     for (Index t = 0; t < side; ++t) multiply(p + t, v[t]);
+  };
+  Index p = 0;
+  constexpr Index line = 64 / static_cast<Index>(sizeof(T));
+  if (rows_share_a_set<T>(ahead_stride) && depth >= line) {
+    // Lines are copied while those before them are multiplied, a few rows at each step.
+    alignas(64) T copies[2][lanes<T> * line];
+    const auto copy_line = [&](Index j, Index from, T* lines) {
+      for (Index i = 0; i < line; i += lanes<T>) store(lines + j * line + i, load(b + row(j) + from + i));
+    };
+    T *current = copies[0], *following = copies[1];
+    for (Index j = 0; j < lanes<T>; ++j) copy_line(j, 0, current);
+    const Index last = (depth / line - 1) * line;
+    for (; p <= last; p += line) {
+      const Index from = std::min(p + line, last);
+      for (Index q = 0; q < line; q += side) {
+        constexpr Index rows_a_step = lanes<T> * side / line;
+        for (Index j = 0; j < rows_a_step; ++j) copy_line(q / side * rows_a_step + j, from, following);
+        multiply_square(p + q, [&](Index j) { return current + j * line + q; });
+      }
+      std::swap(current, following);
+    }
   }
+  for (; p + side <= depth; p += side) multiply_square(p, [&](Index j) { return b + row(j) + p; });
   for (; p < depth; ++p) {
     alignas(64) T column[lanes<T>];
     for (Index j = 0; j < lanes<T>; ++j) column[j] = b[row(j) + p];

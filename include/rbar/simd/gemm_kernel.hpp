@@ -5,6 +5,8 @@
 #include "rbar/simd/batch.hpp"
 #include "rbar/simd/gemm_pack.hpp"
 
+#include <utility>
+
 namespace rbar::simd {
 
 // Register block of C: 8 × 3 vectors of 32 registers, 4 × 3 of 16, leaving 3 for B and 1 or more for A.
@@ -22,52 +24,75 @@ struct PanelOfA {
   Index row, step;
 };
 
-// C[Rows, columns] (+)= Σ_p a(r, p) · b[p·b_step + j], columns in ((Vectors-1)·lanes, Vectors·lanes].
-template <Index Rows, Index Vectors, class T>
-RBAR_NOINLINE void multiply_block(Index depth, const PanelOfA<T>& panel, const T* RBAR_RESTRICT b, Index b_step,
-                                  T* RBAR_RESTRICT c, Index ldc, Index columns, bool accumulate) {
+// What a register block computes; simd/bf16_product.hpp has another.
+struct FusedProduct {
+  template <class T>
+  RBAR_INLINE static Batch<T> multiply_add(const Batch<T>& a, const Batch<T>& b, const Batch<T>& sum) {
+    return simd::multiply_add(a, b, sum);
+  }
+};
+
+// The numbers of the sums in a register block: sum i is vector i % Vectors of row i / Vectors.
+template <Index Rows, Index Vectors>
+using BlockSums = std::make_integer_sequence<Index, Rows * Vectors>;
+
+// C[rows, columns] (+)= Σ_p a(r, p) · b[p·b_step + j], columns in ((Vectors-1)·lanes, Vectors·lanes]. Sums are named by
+// constants, not in loops: GCC 12 decides what lives in registers before it unrolls these, and what loops have touched
+// it keeps in memory as well, at 48 stores for every block.
+// With Copy, b lies in memory, with rows far apart, and is packed to `copy` by the way.
+template <class Product, Index Vectors, bool Copy, class T, Index... i>
+RBAR_NOINLINE void multiply_block(std::integer_sequence<Index, i...>, Index depth, const PanelOfA<T>& panel,
+                                  const T* RBAR_RESTRICT b, Index b_step, T* RBAR_RESTRICT c, Index ldc, Index columns,
+                                  bool accumulate, [[maybe_unused]] T* RBAR_RESTRICT copy = nullptr) {
   const T* RBAR_RESTRICT a = panel.data;
   const Index a_row = panel.row, a_step = panel.step;
-  Batch<T> sum[Rows][Vectors];
-  for (Index r = 0; r < Rows; ++r)
-    for (Index v = 0; v < Vectors; ++v) sum[r][v] = zero<T>();
-  for (Index r = 0; r < Rows; ++r)
-    for (Index v = 0; v < Vectors; ++v) RBAR_PREFETCH_WRITE(c + r * ldc + v * lanes<T>);
+  const auto at = [=](Index number) { return c + number / Vectors * ldc + number % Vectors * lanes<T>; };
+  Batch<T> sum[sizeof...(i)];
+  ((sum[i] = zero<T>()), ...);
+  (RBAR_PREFETCH_WRITE(at(i)), ...);
   for (Index p = 0; p < depth; ++p) {
     Batch<T> right[Vectors];
     for (Index v = 0; v < Vectors; ++v) {
       right[v] = load(b + v * lanes<T>);
       hold(right[v]);
     }
-    for (Index r = 0; r < Rows; ++r) {
-      const auto left = broadcast(a[r * a_row]);
-      for (Index v = 0; v < Vectors; ++v) sum[r][v] = multiply_add(left, right[v], sum[r][v]);
+    if constexpr (Copy) {
+      constexpr Index width = Vectors * lanes<T>, ahead = 32;  // rows, which the hardware does not see coming
+      prefetch_row(b + ahead * b_step, width);
+      for (Index v = 0; v < Vectors; ++v) store(copy + p * width + v * lanes<T>, right[v]);
     }
+    ((sum[i] = Product::multiply_add(broadcast(a[i / Vectors * a_row]), right[i % Vectors], sum[i])), ...);
     a += a_step;
     b += b_step;
   }
-  // Only the last register of a row may be cut short.
   const Index last = columns - (Vectors - 1) * lanes<T>;
-  for (Index r = 0; r < Rows; ++r)
-    for (Index v = 0; v < Vectors; ++v) {
-      T* const to = c + r * ldc + v * lanes<T>;
-      if (v < Vectors - 1 || last == lanes<T>)
-        store(to, accumulate ? load(to) + sum[r][v] : sum[r][v]);
-      else
-        store_partial(to, accumulate ? load_partial(to, last) + sum[r][v] : sum[r][v], last);
-    }
+  if (last == lanes<T>) {
+    if (accumulate) ((sum[i] = load(at(i)) + sum[i]), ...);
+    (store(at(i), sum[i]), ...);
+    return;
+  }
+  // Only the last register of a row may be cut short.
+  const auto write = [=](Index number, const Batch<T>& value) {
+    T* const to = at(number);
+    if (number % Vectors < Vectors - 1)
+      store(to, accumulate ? load(to) + value : value);
+    else
+      store_partial(to, accumulate ? load_partial(to, last) + value : value, last);
+  };
+  (write(i, sum[i]), ...);
 }
 
 // The rows at the lower edge are split into powers of two: 4 × 3 kernels instead of 8 × 3.
-template <Index Rows, Index Vectors, class T>
+template <class Product, Index Rows, Index Vectors, class T>
 void multiply_rows(Index depth, PanelOfA<T> a, const T* b, Index b_step, T* c, Index ldc, Index rows, Index columns,
                    bool accumulate) {
   if (rows >= Rows) {
-    multiply_block<Rows, Vectors>(depth, a, b, b_step, c, ldc, columns, accumulate);
+    multiply_block<Product, Vectors, false>(BlockSums<Rows, Vectors>(), depth, a, b, b_step, c, ldc, columns,
+                                            accumulate);
     a.data += Rows * a.row, c += Rows * ldc, rows -= Rows;
   }
   if constexpr (Rows > 1)
-    if (rows > 0) multiply_rows<Rows / 2, Vectors>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
+    if (rows > 0) multiply_rows<Product, Rows / 2, Vectors>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
 }
 
 // C[Rows, Columns] (+)= rows of A times rows of B, inner dimension contiguous in both.
@@ -115,16 +140,16 @@ void dot_rows(Index depth, const T* a, Index lda, const T* b, Index ldb, T* c, I
 
 // One panel of A (up to gemm_rows rows) times one of B (up to gemm_columns columns; row p of it at b + p·b_step):
 // C[rows, columns] (+)= A·B.
-template <class T>
+template <class Product = detail::FusedProduct, class T>
 void multiply_panels(Index depth, const detail::PanelOfA<T>& a, const T* b, Index b_step, T* c, Index ldc, Index rows,
                      Index columns, bool accumulate) {
   static_assert(gemm_vectors == 3);
   if (columns > 2 * lanes<T>)
-    detail::multiply_rows<gemm_rows, 3>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
+    detail::multiply_rows<Product, gemm_rows, 3>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
   else if (columns > lanes<T>)
-    detail::multiply_rows<gemm_rows, 2>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
+    detail::multiply_rows<Product, gemm_rows, 2>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
   else
-    detail::multiply_rows<gemm_rows, 1>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
+    detail::multiply_rows<Product, gemm_rows, 1>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
 }
 
 // C[j·ldc + r] (+)= block[r·gemm_columns + j] for up to a register of rows r.

@@ -10,6 +10,9 @@
 
 #include "rbar/simd/batch.hpp"
 
+#include <cstddef>
+#include <iterator>
+
 namespace rbar::simd {
 
 namespace detail {
@@ -28,14 +31,14 @@ RBAR_INLINE Batch<float> clamp(const Batch<float>& x, float low, float high) {
   return min(broadcast(high), max(broadcast(low), x));
 }
 
-// 2·2^f for f in [−½, ½].
+// 2·2^f for f in [−½, ½], from the highest power down.
+inline constexpr float twice_exp2_coefficients[] = {2.652946830e-03f, 1.934302579e-02f, 1.110146743e-01f,
+                                                    4.804448416e-01f, 1.386293955e+00f, 2.0f};
 RBAR_INLINE Batch<float> twice_exp2_fraction(const Batch<float>& f) {
-  Batch<float> p = broadcast(2.652946830e-03f);
-  p = multiply_add(p, f, broadcast(1.934302579e-02f));
-  p = multiply_add(p, f, broadcast(1.110146743e-01f));
-  p = multiply_add(p, f, broadcast(4.804448416e-01f));
-  p = multiply_add(p, f, broadcast(1.386293955e+00f));
-  return multiply_add(p, f, broadcast(2.0f));
+  Batch<float> p = broadcast(twice_exp2_coefficients[0]);
+  for (std::size_t k = 1; k < std::size(twice_exp2_coefficients); ++k)
+    p = multiply_add(p, f, broadcast(twice_exp2_coefficients[k]));
+  return p;
 }
 
 // xsimd's exponentials turn their argument into an integer before they look at it, which is undefined for an infinity
@@ -60,14 +63,29 @@ RBAR_INLINE Batch<double> exp2(const Batch<double>& t) {
   return detail::without_extremes(t, 1100.0, [](const Batch<double>& v) { return xsimd::exp2(v); });
 }
 
-// 2^t for t <= 0, in float without the bound that only large t need.
-RBAR_INLINE Batch<float> decay(const Batch<float>& t) {
-  const Batch<float> bounded = max(broadcast(-126.0f), t);
-  const Batch<float> n_plus_magic = bounded + broadcast(detail::exponent_magic);
-  const Batch<float> f = bounded - (n_plus_magic - broadcast(detail::exponent_magic));
-  return detail::twice_exp2_fraction(f) * detail::half_power_of_two(n_plus_magic);
+// 2^t for t <= 0 in place, in float without the bound that only large t need. The registers go in step: one such chain
+// takes 40 cycles, and compilers leave several one behind the other, which is more than a core looks ahead.
+template <std::size_t n>
+RBAR_INLINE void decay_together(Batch<float> (&t)[n]) {
+  Batch<float> n_plus_magic[n], p[n];
+  for (Batch<float>& x : t) x = max(broadcast(-126.0f), x);
+  for (std::size_t i = 0; i < n; ++i) n_plus_magic[i] = t[i] + broadcast(detail::exponent_magic);
+  for (std::size_t i = 0; i < n; ++i) t[i] = t[i] - (n_plus_magic[i] - broadcast(detail::exponent_magic));
+  for (Batch<float>& x : p) x = broadcast(detail::twice_exp2_coefficients[0]);
+  for (std::size_t k = 1; k < std::size(detail::twice_exp2_coefficients); ++k)
+    for (std::size_t i = 0; i < n; ++i) p[i] = multiply_add(p[i], t[i], broadcast(detail::twice_exp2_coefficients[k]));
+  for (std::size_t i = 0; i < n; ++i) t[i] = p[i] * detail::half_power_of_two(n_plus_magic[i]);
 }
-RBAR_INLINE Batch<double> decay(const Batch<double>& t) { return exp2(t); }
+template <std::size_t n>
+RBAR_INLINE void decay_together(Batch<double> (&t)[n]) {
+  for (Batch<double>& x : t) x = exp2(x);
+}
+template <class T>
+RBAR_INLINE Batch<T> decay(const Batch<T>& t) {
+  Batch<T> one[1] = {t};
+  decay_together(one);
+  return one[0];
+}
 
 // e^x = 2^n · e^r with r = x − n·ln 2. ln 2 is split (Cody & Waite) so that n times its upper part is exact.
 RBAR_INLINE Batch<float> exp(const Batch<float>& x) {

@@ -28,15 +28,21 @@ RBAR_INLINE Batch<double> wrap_angle(const Batch<double>& theta) {
   return theta - turns * broadcast(2 * std::numbers::pi);
 }
 
-// cos θ and sin θ for θ = πt with t in [−1, 1], in half angles as in phase.hpp; float within 6e-7.
-RBAR_INLINE Phasor<float> half_turn_phasor(const Batch<float>& t) {
+// cos θ and −sin θ for θ = πt with t in [−1, 1], in half angles as in phase.hpp; float within 6e-7.
+RBAR_INLINE Phasor<float> conjugate_phasor(const Batch<float>& t) {
   const detail::HalfAngle half = detail::half_angle(t);
   const Batch<float> product = half.sine * half.cosine;
-  return {(half.cosine - half.sine) * (half.cosine + half.sine), -(product + product), broadcast(1.0f)};
+  return {(half.cosine - half.sine) * (half.cosine + half.sine), product + product, broadcast(1.0f)};
 }
-RBAR_INLINE Phasor<double> half_turn_phasor(const Batch<double>& t) {
+RBAR_INLINE Phasor<double> conjugate_phasor(const Batch<double>& t) {
   const Batch<double> theta = t * broadcast(std::numbers::pi);
-  return {xsimd::cos(theta), xsimd::sin(theta), broadcast(1.0)};
+  return {xsimd::cos(theta), -xsimd::sin(theta), broadcast(1.0)};
+}
+// cos θ and sin θ.
+template <class T>
+RBAR_INLINE Phasor<T> half_turn_phasor(const Batch<T>& t) {
+  const Phasor<T> z = conjugate_phasor(t);
+  return {z.cosine, -z.sine, z.slope};
 }
 // t − 2·round(t/2): half turns into [−1, 1], exactly, for |t| below 2²². Adding the magic number rounds to an even one.
 template <class T>
@@ -47,7 +53,7 @@ RBAR_INLINE Batch<T> wrap_half_turns(const Batch<T>& t) {
 
 // cos θ and sin θ of a wrapped angle.
 RBAR_INLINE Phasor<float> angle_phasor(const Batch<float>& theta) {
-  return half_turn_phasor(theta * broadcast(std::numbers::inv_pi_v<float>));
+  return half_turn_phasor<float>(theta * broadcast(std::numbers::inv_pi_v<float>));
 }
 RBAR_INLINE Phasor<double> angle_phasor(const Batch<double>& theta) {
   return {xsimd::cos(theta), xsimd::sin(theta), broadcast(1.0)};
@@ -159,17 +165,6 @@ RBAR_INLINE void store_columns(T* data, const Columns<T>& columns, Index count) 
     store_up_to(data + r * lanes<T>, columns.at[r], std::clamp<Index>(count - r * lanes<T>, 0, lanes<T>));
 }
 
-// A sum over any number of positions in registers: terms are added to `partial`, and folded after each stretch.
-template <class T>
-struct LongSum {
-  Batch<T> base = zero<T>(), rest = zero<T>(), partial = zero<T>();
-
-  RBAR_INLINE void fold() {
-    fold_sum(base, rest, partial);
-    partial = zero<T>();
-  }
-};
-
 // Runge-Kutta's tableau: y_{i+1} = θ + reach·dt·k_i, and the weight of k_i in the step.
 inline constexpr double rk_reach[4] = {0.5, 0.5, 1.0, 0.0};
 inline constexpr double rk_weight[4] = {1.0 / 6, 1.0 / 3, 1.0 / 3, 1.0 / 6};
@@ -189,7 +184,7 @@ RBAR_INLINE void oscillator_step(Columns<T>& theta, const OscillatorSteps& steps
   const Batch<T> dt = broadcast(static_cast<T>(steps.step_size));
   const auto velocities = [&](Index stage, const Columns<T>& y) {
     Columns<T> velocity;
-    for (Index r = 0; r < oscillator_registers; ++r) velocity.at[r] = field(stage, r, half_turn_phasor(y.at[r]));
+    for (Index r = 0; r < oscillator_registers; ++r) velocity.at[r] = field(stage, r, half_turn_phasor<T>(y.at[r]));
     return velocity;
   };
   if (!steps.runge_kutta) {
@@ -327,147 +322,6 @@ RBAR_NOINLINE void advance_causal_backward(const OscillatorBlock<T>& block, cons
     for (Index lane = 0; lane < L; ++lane) dfrequency[r * L + lane] += static_cast<double>(sum[lane]);
     store(sum, sum_strength.at[r]);
     for (Index lane = 0; lane < L; ++lane) dstrength[r * L + lane] += static_cast<double>(sum[lane]);
-  }
-}
-
-// All to all: every position meets the mean field of all `tokens`. Each evaluation is a pass for the sums and one for
-// the velocities. `record` as above, and required: it is also the workspace. theta: contiguous
-// [tokens, oscillator_columns], and `work` two more such blocks.
-template <class T>
-RBAR_NOINLINE void advance_all(const OscillatorBlock<T>& block, T* RBAR_RESTRICT theta, Index tokens,
-                               T* RBAR_RESTRICT record, T* RBAR_RESTRICT work) {
-  constexpr Index L = lanes<T>, width = oscillator_columns<T>;
-  const OscillatorSteps steps = block.steps;
-  const Index size = tokens * width;
-  T *cosine = work, *sine = work + size;
-  const T dt = static_cast<T>(steps.step_size);
-  for (Index i = 0; i < size; i += L) store(theta + i, wrap_angle(load(theta + i)));
-  for (Index step = 0; step < steps.steps; ++step) {
-    std::copy_n(theta, size, record + step * steps.stages() * size);
-    for (Index stage = 0; stage < steps.stages(); ++stage) {
-      T* y = record + (step * steps.stages() + stage) * size;
-      for (Index r = 0; r < width; r += L) {
-        detail::LongSum<T> sum_cosine, sum_sine;
-        for (Index begin = r; begin < size; begin += oscillator_stretch * width) {
-          for (Index i = begin; i < std::min(size, begin + oscillator_stretch * width); i += width) {
-            const Phasor<T> z = angle_phasor(load(y + i));
-            store(cosine + i, z.cosine);
-            store(sine + i, z.sine);
-            sum_cosine.partial = sum_cosine.partial + z.cosine;
-            sum_sine.partial = sum_sine.partial + z.sine;
-          }
-          sum_cosine.fold(), sum_sine.fold();
-        }
-        const Batch<T> cosines = sum_cosine.base, sines = sum_sine.base;
-        const Batch<T> strength = load(block.strength + r) * broadcast(T(1) / static_cast<T>(tokens));
-        const Batch<T> frequency = load(block.frequency + r);
-        const T weight = steps.runge_kutta ? static_cast<T>(detail::rk_weight[stage]) * dt : dt;
-        const T reach = steps.runge_kutta ? static_cast<T>(detail::rk_reach[stage]) * dt : T(0);
-        const T* start = record + step * steps.stages() * size;  // θ at the beginning of the step
-        for (Index i = r; i < size; i += width) {
-          const Phasor<T> z{load(cosine + i), load(sine + i), zero<T>()};
-          const Batch<T> velocity = detail::phase_velocity(z, cosines, sines, frequency, strength);
-          store(theta + i, multiply_add(broadcast(weight), velocity, load(theta + i)));
-          if (stage + 1 < steps.stages())
-            store(y + size + i, wrap_angle(multiply_add(broadcast(reach), velocity, load(start + i))));
-        }
-      }
-    }
-    for (Index i = 0; i < size; i += L) store(theta + i, wrap_angle(load(theta + i)));
-  }
-}
-
-// The vjp of one evaluation of the field of advance_all at y [tokens, oscillator_columns]:
-//   dy += (∂velocity/∂y)ᵀ dvelocity,  dω += Σ_t dvelocity,  dK += Σ_t dvelocity·(S cos θ − C sin θ)/n,
-// as in advance_causal_backward, but every position is part of every field. `work`: two blocks of scratch. dω and dK
-// are doubles [oscillator_columns].
-template <class T>
-RBAR_NOINLINE void oscillator_field_backward(const OscillatorBlock<T>& block, Index tokens, const T* RBAR_RESTRICT y,
-                                             const T* RBAR_RESTRICT dvelocity, T* RBAR_RESTRICT dy, double* dfrequency,
-                                             double* dstrength, T* RBAR_RESTRICT work) {
-  constexpr Index L = lanes<T>, width = oscillator_columns<T>;
-  const Index size = tokens * width;
-  T *cosine = work, *sine = work + size;
-  const Batch<T> inverse = broadcast(T(1) / static_cast<T>(tokens));
-  for (Index r = 0; r < width; r += L) {
-    const Batch<T> pull = load(block.strength + r) * inverse;
-    const auto for_stretches = [&](auto&& body) {
-      for (Index begin = r; begin < size; begin += oscillator_stretch * width)
-        body(begin, std::min(size, begin + oscillator_stretch * width));
-    };
-    detail::LongSum<T> sum_c, sum_s, sum_pc, sum_ps, sum_frequency, sum_strength;
-    for_stretches([&](Index begin, Index end) {
-      for (Index i = begin; i < end; i += width) {
-        const Phasor<T> z = angle_phasor(load(y + i));
-        store(cosine + i, z.cosine);
-        store(sine + i, z.sine);
-        const Batch<T> p = load(dvelocity + i) * pull;
-        sum_c.partial = sum_c.partial + z.cosine;
-        sum_s.partial = sum_s.partial + z.sine;
-        sum_pc.partial = multiply_add(p, z.cosine, sum_pc.partial);
-        sum_ps.partial = multiply_add(p, z.sine, sum_ps.partial);
-      }
-      sum_c.fold(), sum_s.fold(), sum_pc.fold(), sum_ps.fold();
-    });
-    const Batch<T> cosines = sum_c.base, sines = sum_s.base;
-    for_stretches([&](Index begin, Index end) {
-      for (Index i = begin; i < end; i += width) {
-        const Batch<T> c = load(cosine + i), s = load(sine + i), dv = load(dvelocity + i), p = dv * pull;
-        sum_frequency.partial = sum_frequency.partial + dv;
-        sum_strength.partial = multiply_add(dv * inverse, sines * c - cosines * s, sum_strength.partial);
-        const Batch<T> back = multiply_add(c, sum_pc.base - p * cosines, s * (sum_ps.base - p * sines));
-        store(dy + i, load(dy + i) + back);
-      }
-      sum_frequency.fold(), sum_strength.fold();
-    });
-    alignas(64) T lanes_frequency[L], lanes_strength[L];
-    store(lanes_frequency, sum_frequency.base);
-    store(lanes_strength, sum_strength.base);
-    for (Index lane = 0; lane < L; ++lane) {
-      dfrequency[r + lane] += static_cast<double>(lanes_frequency[lane]);
-      dstrength[r + lane] += static_cast<double>(lanes_strength[lane]);
-    }
-  }
-}
-
-// The gradient of advance_all. dtheta [tokens, oscillator_columns] holds ∂L/∂(angles after the last step) and becomes
-// ∂L/∂(angles before the first). `record` is what the forward pass wrote; `work`: seven blocks of scratch.
-template <class T>
-RBAR_NOINLINE void advance_all_backward(const OscillatorBlock<T>& block, Index tokens, const T* record,
-                                        T* RBAR_RESTRICT dtheta, double* dfrequency, double* dstrength,
-                                        T* RBAR_RESTRICT work) {
-  constexpr Index L = lanes<T>;
-  const OscillatorSteps steps = block.steps;
-  const Index size = tokens * oscillator_columns<T>;
-  T *dvelocity = work, *dstage = work + 4 * size, *field_work = work + 5 * size;
-  const T dt = static_cast<T>(steps.step_size);
-  const auto fill = [size](T* to, const T* from, T factor) {
-    for (Index i = 0; i < size; i += L) store(to + i, broadcast(factor) * load(from + i));
-  };
-  for (Index step = steps.steps; step-- > 0;) {
-    const T* y = record + step * steps.stages() * size;
-    if (!steps.runge_kutta) {
-      fill(dvelocity, dtheta, dt);
-      oscillator_field_backward(block, tokens, y, dvelocity, dtheta, dfrequency, dstrength, field_work);
-      continue;
-    }
-    for (Index stage = 0; stage < 4; ++stage)
-      fill(dvelocity + stage * size, dtheta, static_cast<T>(detail::rk_weight[stage]) * dt);
-    for (Index stage = 4; stage-- > 0;) {
-      std::fill_n(dstage, size, T(0));
-      oscillator_field_backward(block, tokens, y + stage * size, dvelocity + stage * size, dstage, dfrequency,
-                                dstrength, field_work);
-      // y_stage = θ + reach·dt·k_{stage−1}.
-      const Batch<T> reach = broadcast(stage > 0 ? static_cast<T>(detail::rk_reach[stage - 1]) * dt : T(0));
-      for (Index i = 0; i < size; i += L) {
-        const Batch<T> d = load(dstage + i);
-        store(dtheta + i, load(dtheta + i) + d);
-        if (stage > 0) {
-          T* before = dvelocity + (stage - 1) * size + i;
-          store(before, multiply_add(reach, d, load(before)));
-        }
-      }
-    }
   }
 }
 

@@ -141,8 +141,11 @@ RBAR_NOINLINE void scan_states(const ScanScratch<T>& scratch, Index tokens, Inde
     const Index at = t * scan_channels + channel;
     const Batch<T> step = load(scratch.step + at), drive = load(scratch.drive + at);
     Batch<T> y = load(scratch.output + at);
+    Batch<T> a[group];
+    for (Index s = 0; s < group; ++s) a[s] = step * rate[s];
+    decay_together(a);
     for (Index s = 0; s < group; ++s) {
-      h[s] = multiply_add(decay(step * rate[s]), h[s], drive * broadcast(b[s]));
+      h[s] = multiply_add(a[s], h[s], drive * broadcast(b[s]));
       y = multiply_add(broadcast(c[s]), h[s], y);
     }
     store(scratch.output + at, y);
@@ -166,10 +169,12 @@ RBAR_NOINLINE void scan_states_again(const ScanScratch<T>& scratch, Index tokens
     const Index at = t * scan_channels + channel;
     const Batch<T> step = load(scratch.step + at), drive = load(scratch.drive + at);
     Batch<T> y = load(scratch.output + at);
+    Batch<T> a[group];
+    for (Index s = 0; s < group; ++s) a[s] = step * rate[s];
+    decay_together(a);
     for (Index s = 0; s < group; ++s) {
-      const Batch<T> a = decay(step * rate[s]);
-      store(scratch.decays + (t * group + s) * L, a);
-      h[s] = multiply_add(a, h[s], drive * broadcast(b[s]));
+      store(scratch.decays + (t * group + s) * L, a[s]);
+      h[s] = multiply_add(a[s], h[s], drive * broadcast(b[s]));
       store(scratch.kept_states + ((t + 1) * group + s) * L, h[s]);
       y = multiply_add(broadcast(c[s]), h[s], y);
     }
@@ -261,7 +266,12 @@ void selective_scan(const ScanBlock<T>& block, T* state, T* borders, T* out, T* 
   for (Index begin = 0; begin < block.tokens; begin += scan_tokens) {
     const Index tokens = std::min(scan_tokens, block.tokens - begin);
     if (borders) std::copy_n(state, size, borders + begin / scan_tokens * size);
-    for (Index t = 0; t < tokens; ++t)
+    for (Index t = 0; t < tokens; ++t) {
+      prefetch_row(block.gate + (begin + t) * block.gate_stride, block.channels);
+      if (const Index next = begin + t + scan_tokens; next < block.tokens) {
+        prefetch_row(block.step + next * block.stride, block.channels);
+        prefetch_row(block.input + next * block.stride, block.channels);
+      }
       detail::for_scan_registers<T>(block.channels, [&](Index i, Index n) {
         const Index at = (begin + t) * block.stride + i, row = t * scan_channels + i;
         const Batch<T> step = softplus(detail::load_up_to(block.step + at, n)).value;
@@ -270,9 +280,10 @@ void selective_scan(const ScanBlock<T>& block, T* state, T* borders, T* out, T* 
         store(scratch.drive + row, step * input);
         store(scratch.output + row, input * detail::load_up_to(block.skip + i, n));
       });
+    }
     const T *b = block.selection + begin * block.selection_stride, *c = b + block.states;
-    detail::for_state_groups(block.states, [&]<Index group>(Index first) {
-      detail::for_scan_registers<T>(block.channels, [&](Index i, Index) {
+    detail::for_scan_registers<T>(block.channels, [&](Index i, Index) {
+      detail::for_state_groups(block.states, [&]<Index group>(Index first) {
         detail::scan_states<group>(scratch, tokens, i, first, b, c, block.selection_stride, state);
       });
     });

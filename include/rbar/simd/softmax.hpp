@@ -58,7 +58,8 @@ RBAR_NOINLINE void softmax_row(const T* x, Index count, T* y) {
     detail::for_register_groups<T>(begin, std::min(whole, begin + block),
                                    [&]<Index n>(Index i, std::integral_constant<Index, n>) {
                                      Batch<T> e[n];
-                                     for (Index j = 0; j < n; ++j) e[j] = decay((load(x + i + j * L) - offset) * log2e);
+                                     for (Index j = 0; j < n; ++j) e[j] = (load(x + i + j * L) - offset) * log2e;
+                                     decay_together(e);
                                      for (Index j = 0; j < n; ++j) {
                                        store(y + i + j * L, e[j]);
                                        sum[j] = sum[j] + e[j];

@@ -121,12 +121,6 @@ struct WindowRows {
   const T* leaving[window_group];
 };
 
-// Asks for a token's features before its group's turn: a block's rows are far apart, where no hardware looks ahead.
-template <class T>
-RBAR_INLINE void prefetch_row(const T* x, Index features) {
-  for (Index i = 0; i < features; i += static_cast<Index>(64 / sizeof(T))) RBAR_PREFETCH_FAR(x + i);
-}
-
 // The phasors of `count` <= window_group tokens into their entering rows, cosines | sines, and each token's sums over
 // the features. A token with a NaN has NaN sums and an empty row, so that it does not stay in the window's sums for
 // ever.

@@ -3,6 +3,7 @@
 // going on elsewhere gives the bits of an uninterrupted run (io/checkpoint.hpp).
 #pragma once
 
+#include "rbar/nn/linear.hpp"
 #include "rbar/train/adamw.hpp"
 #include "rbar/train/data.hpp"
 #include "rbar/train/evaluate.hpp"
@@ -14,6 +15,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 namespace rbar {
@@ -27,6 +29,7 @@ struct TrainingConfig {
   std::uint64_t seed = 1;  // of the windows and of dropout
   AdamWConfig optimizer = {};
   ScheduleConfig schedule = {};
+  Products products = Products::fp32;  // of the model's large matrices, which stay fp32 themselves
   // Keep what goes into each layer, not what it computes, and compute that again in the backward pass: a fraction of
   // the memory for about a third more time, and the same bits. Hence no field: a run may go on either way.
   bool recompute = false;
@@ -41,6 +44,7 @@ struct TrainingConfig {
     v("seed", seed);
     optimizer.fields(v);
     schedule.fields(v);
+    v("products", products);
   }
 
   void validate() const {
@@ -88,7 +92,7 @@ class Trainer {
   using Model = M;
 
   // Trains `model` in place. The trainer points into its tensors: the model must outlive it, and whoever assigns
-  // another model to it meanwhile must copy, not move.
+  // another model to it meanwhile must copy, not move. It goes on to multiply as config.products says.
   Trainer(M& model, const TrainingConfig& config)
       : model_(model), config_(config), gradient_(zeros_like(model)), parameters_(model_), gradients_(gradient_) {
     config_.validate();
@@ -96,6 +100,11 @@ class Trainer {
       cache_.recompute = config_.recompute;
     else
       require(!config_.recompute, "Trainer", "recompute", "false, for a model that cannot", true);
+    if constexpr (std::is_same_v<Scalar, float> && requires { model_.linears([](auto&, const auto&...) {}); })
+      set_products(model_, config_.products);
+    else
+      require(config_.products == Products::fp32, "Trainer", "products",
+              "fp32, for a model without large matrices in float", "bf16");
     state.windows.seed = config_.seed;
     state.optimizer = AdamW<Scalar>(config_.optimizer);
     state.optimizer.allocate(parameters_.size());

@@ -1,0 +1,71 @@
+// K and V as the forward pass of the attention engine reads them.
+#pragma once
+
+#include "rbar/attention/engine_tile.hpp"
+
+#include <algorithm>
+
+namespace rbar::detail {
+
+// K and V of one (batch, head): where they lie, or copied together, each tile of keys when it is first visited. Its
+// rows were asked for while the tile before it was multiplied, which hides how far away they were.
+template <class T>
+struct KeyRows {
+  RowBlock<const T> keys, values;
+
+  void set(const HeadsView<const T>& key, const HeadsView<const T>& value, Index batch, Index head) {
+    keys = {key, batch, head};
+    values = {value, batch, head};
+    copied = nullptr;
+  }
+  // Copies go to `scratch`, `size` elements.
+  void set_copies(const HeadsView<const T>& key, const HeadsView<const T>& value, Index batch, Index head,
+                  Index tile_keys_, T* scratch) {
+    source_keys = {key, batch, head};
+    source_values = {value, batch, head};
+    key_dim = key.dim;
+    value_dim = value.dim;
+    tile_keys = tile_keys_;
+    count = key.count(batch);
+    key_copies = {scratch, padded<T>(key.dim), 0};
+    value_copies = {scratch + key.tokens * key_copies.stride, padded<T>(value.dim), 0};
+    keys = {key_copies.data, key_copies.stride, 0};
+    values = {value_copies.data, value_copies.stride, 0};
+    const Index tiles = (count + tile_keys - 1) / tile_keys;
+    copied = simd::thread_scratch<bool, RowCopies>(key.tokens / tile_keys + 2);
+    std::fill_n(copied, tiles, false);
+    copied[tiles] = true;  // there is none
+  }
+  static Index size(const HeadsView<const T>& key, const HeadsView<const T>& value) {
+    return key.tokens * (padded<T>(key.dim) + padded<T>(value.dim));
+  }
+
+  // To be called before the tile of keys in which key `first` is gets read.
+  void bring(Index first) {
+    if (!copied || copied[first / tile_keys]) return;
+    copied[first / tile_keys] = true;
+    const Index begin = first / tile_keys * tile_keys, end = std::min(begin + tile_keys, count);
+    for (Index j = begin; j < end; ++j) {
+      std::copy_n(source_keys.at(j), key_dim, key_copies.at(j));
+      std::copy_n(source_values.at(j), value_dim, value_copies.at(j));
+    }
+  }
+
+  // Whether the tile after that of key `first` is still to be copied; if so, asks for its rows that are one tile behind
+  // [begin, begin + rows).
+  bool brings_next(Index first) const { return copied && !copied[first / tile_keys + 1]; }
+  RBAR_INLINE void fetch_next(Index begin, Index rows) const {
+    for (Index j = begin + tile_keys; j < std::min(begin + tile_keys + rows, count); ++j) {
+      fetch_row(source_keys.at(j), key_dim);
+      fetch_row(source_values.at(j), value_dim);
+    }
+  }
+
+ private:
+  RowBlock<const T> source_keys, source_values;
+  RowBlock<T> key_copies, value_copies;
+  Index key_dim, value_dim, tile_keys, count;
+  bool* copied = nullptr;  // for every tile of keys
+};
+
+}  // namespace rbar::detail
