@@ -18,6 +18,7 @@
 #include "rbar/simd/scratch.hpp"
 
 #include <algorithm>
+#include <concepts>
 #include <cstdint>
 
 namespace rbar::simd {
@@ -28,7 +29,8 @@ using Bf16Pair = std::int32_t;
 constexpr Index packed_bf16_size(Index n, Index k) { return packed_size<float>(n, detail::divide_up(k, 2)); }
 
 // B [n, k] to `packed` [packed_bf16_size], rounded; what lies beyond n and k is 0.
-inline void pack_bf16(Index n, Index k, const float* b, Index ldb, Bf16Pair* packed) {
+template <std::same_as<float> T>
+void pack_bf16(Index n, Index k, const T* b, Index ldb, Bf16Pair* packed) {
   constexpr Index width = gemm_columns<float>;
   const Index words = detail::divide_up(k, 2);
   parallel_for(detail::divide_up(n, width), 1, [&](Index panel, Index end) {
@@ -172,8 +174,9 @@ inline void multiply_widened(Index m, Index n, Index k, const float* a, Index ld
 
 // B from pack_bf16. All matrices row-major, ld*: elements from one row to the next; C overlaps A nowhere. NaN and
 // infinity propagate.
-inline void packed_bf16_gemm(Index m, Index n, Index k, const float* a, Index lda, const Bf16Pair* packed, float* c,
-                             Index ldc, bool accumulate, Bf16Inputs inputs = Bf16Inputs::weights) {
+template <std::same_as<float> T>
+void packed_bf16_gemm(Index m, Index n, Index k, const T* a, Index lda, const Bf16Pair* packed, T* c, Index ldc,
+                      bool accumulate, Bf16Inputs inputs = Bf16Inputs::weights) {
   using namespace detail;
   if (m <= 0 || n <= 0) return;
   if (k <= 0) {
@@ -192,5 +195,11 @@ inline void packed_bf16_gemm(Index m, Index n, Index k, const float* a, Index ld
   else
     multiply_widened(m, n, k, rounded, row, packed, c, ldc, accumulate);
 }
+
+#if defined(RBAR_COMPILED_KERNELS)
+extern template void pack_bf16(Index, Index, const float*, Index, Bf16Pair*);
+extern template void packed_bf16_gemm(Index, Index, Index, const float*, Index, const Bf16Pair*, float*, Index, bool,
+                                      Bf16Inputs);
+#endif
 
 }  // namespace rbar::simd

@@ -20,6 +20,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <concepts>
 #include <cstdint>
 
 namespace rbar::simd {
@@ -234,8 +235,9 @@ void rounded_product(Index m, Index n, Index k, const RoundedOperand& a, const R
 // C[m,n] (+)= op(A)·op(B) with both rounded to bf16; A is stored [m,k], or [k,m] if transpose_a; B [k,n], or [n,k] if
 // transpose_b. All row-major, ld*: elements from one row to the next. C overlaps neither. NaN and infinity propagate,
 // and a number beyond bf16's largest is infinite.
-inline void rounded_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k, const float* a, Index lda,
-                         const float* b, Index ldb, float* c, Index ldc, bool accumulate) {
+template <std::same_as<float> T>
+void rounded_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k, const T* a, Index lda, const T* b,
+                  Index ldb, T* c, Index ldc, bool accumulate) {
   if (m <= 0 || n <= 0) return;
   if (k <= 0) {
     if (!accumulate)
@@ -250,5 +252,10 @@ inline void rounded_gemm(bool transpose_a, bool transpose_b, Index m, Index n, I
   else
     detail::rounded_product<false>(m, n, k, left, right, c, ldc, accumulate);
 }
+
+#if defined(RBAR_COMPILED_KERNELS)
+extern template void rounded_gemm(bool, bool, Index, Index, Index, const float*, Index, const float*, Index, float*,
+                                  Index, bool);
+#endif
 
 }  // namespace rbar::simd

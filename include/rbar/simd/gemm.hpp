@@ -167,4 +167,11 @@ void blocked_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k,
     sliced_gemm<false>(m, n, k, depth, left, right, c, ldc, accumulate);
 }
 
+#if defined(RBAR_COMPILED_KERNELS)
+extern template void blocked_gemm(bool, bool, Index, Index, Index, const float*, Index, const float*, Index, float*,
+                                  Index, bool);
+extern template void blocked_gemm(bool, bool, Index, Index, Index, const double*, Index, const double*, Index, double*,
+                                  Index, bool);
+#endif
+
 }  // namespace rbar::simd

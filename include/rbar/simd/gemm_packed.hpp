@@ -172,4 +172,11 @@ void packed_gemm(Index m, Index n, Index k, const T* a, Index lda, const T* pack
   });
 }
 
+#if defined(RBAR_COMPILED_KERNELS)
+extern template void pack_matrix(Index, Index, const float*, Index, float*);
+extern template void pack_matrix(Index, Index, const double*, Index, double*);
+extern template void packed_gemm(Index, Index, Index, const float*, Index, const float*, float*, Index, bool);
+extern template void packed_gemm(Index, Index, Index, const double*, Index, const double*, double*, Index, bool);
+#endif
+
 }  // namespace rbar::simd
