@@ -1,8 +1,9 @@
 // Speed-up with threads: training steps of --batch sequences of --length tokens, prefill of one sequence of --prompt
 // tokens, and decoding of one token after another behind it, for every language model at d = 512. Prints a table and,
 // with --out PREFIX, writes PREFIX.csv and PREFIX_{training,prefill,decoding}.svg. The FMA peak and the copy bandwidth
-// of as many threads, measured beside, are what the machine itself offers. Every count must give the same bits:
-// exit status 1 where one does not.
+// of as many threads, measured beside, are what the machine itself offers; training rows say what share of that peak
+// the multiply-adds of dense layers alone take. Every count must give the same bits: exit status 1 where one
+// does not.
 //
 //   --threads 1,2,4,8,16   by default powers of two up to the hardware's threads
 //   --only a,b             models whose name contains a or b      --layers N   --repeats N
@@ -60,12 +61,36 @@ struct Digest {
   }
 };
 
+double weights_in(auto& layer) {
+  double count = 0;
+  layer.linears([&](const auto& map, const auto&... tied) {
+    count += static_cast<double>((map.weight.size() + ... + tied.size()));
+  });
+  return count;
+}
+// Weights of dense layers that the last step multiplied with, a token: what CoRT leaves out does not count.
+template <class Model>
+double dense_weights(bench::TrainingStep<Model>& step) {
+  double weights = weights_in(step.model);
+  if constexpr (std::is_same_v<Model, CoRTModel<float>>)
+    for (std::size_t l = 0; l < step.model.layers.size(); ++l) {
+      RoutedAttention<float>& routed = step.model.layers[l].routed;
+      const auto attended = static_cast<double>(step.cache.layers[l].routed.router.routing.attention_rows().count());
+      const double share = attended / static_cast<double>(step.tokens.size());
+      const double attention = weights_in(routed.attention);  // a quarter each: query, key, value, output
+      weights -= attention * (1 - share) * (routed.config.key_values == KeyValues::all ? 0.5 : 1);
+      weights -= weights_in(routed.mixer) * share;
+    }
+  return weights;
+}
+
 template <class Model>
 struct Workload {
   const Options& options;
   std::string name;
   typename Model::Config config;
   std::vector<Timing>& timings;
+  const std::vector<Machine>& machine;
 
   void run(int threads) {
     set_num_threads(threads);
@@ -75,7 +100,8 @@ struct Workload {
     const auto loss = static_cast<float>(step());
     digest.add({&loss, 1});
     for (const auto& part : step.parameters.parts()) digest.add(part.values());
-    record(Task::training, batch * length, repeated([&] { step(); }), digest);
+    // y, dx and dW: a multiplication and an addition of every weight each.
+    record(Task::training, batch * length, repeated([&] { step(); }), digest, 6 * dense_weights(step));
     stream(step.model);
   }
 
@@ -113,7 +139,7 @@ struct Workload {
     for (long i = 0; i < options.count("repeats"); ++i) best = std::min(best, bench::best_seconds(body, 1));
     return best;
   }
-  void record(Task task, Index tokens, double seconds, const Digest& digest) {
+  void record(Task task, Index tokens, double seconds, const Digest& digest, double flops_a_token = 0) {
     Timing timing{name, task, num_threads(), static_cast<double>(tokens), seconds, digest.value};
     for (const Timing& first : timings)
       if (first.model == name && first.task == task) {
@@ -121,9 +147,14 @@ struct Workload {
         timing.same_bits = first.digest == digest.value;
         break;
       }
-    std::printf("%-22s %-9s %3d threads %10.3f ms %10.0f tokens/s  speed-up %5.2f  efficiency %.2f  bits %s\n",
+    std::printf("%-22s %-9s %3d threads %10.3f ms %10.0f tokens/s  speed-up %5.2f  efficiency %.2f  bits %s",
                 name.c_str(), name_of(task), timing.threads, seconds * 1e3, timing.tokens / seconds, timing.speedup,
                 timing.speedup / timing.threads, timing.same_bits ? "same" : "DIFFERENT");
+    if (flops_a_token > 0)
+      for (const Machine& m : machine)
+        if (m.threads == timing.threads)
+          std::printf("  dense layers %.2f of the peak", flops_a_token * timing.tokens / seconds / m.peak);
+    std::printf("\n");
     std::fflush(stdout);
     timings.push_back(std::move(timing));
   }
@@ -135,6 +166,7 @@ struct Workload {
 struct Run {
   const Options& options;
   std::vector<int> counts;
+  std::vector<Machine> machine;
   std::vector<Timing> timings = {};
 
   template <class Model>
@@ -144,7 +176,7 @@ struct Run {
     config.max_seq_len =
         std::max<Index>(options.count("length"), options.count("prompt") + Workload<Model>::new_tokens);
     config.dropout = 0;
-    Workload<Model> workload{options, name, config, timings};
+    Workload<Model> workload{options, name, config, timings, machine};
     for (const int count : counts) workload.run(count);
   }
 
@@ -269,19 +301,18 @@ int main(int argc, char** argv) try {
               simd::architecture(), bench::compiler().c_str(), std::thread::hardware_concurrency(),
               options["layers"].c_str(), options["batch"].c_str(), options["length"].c_str(),
               options["prompt"].c_str());
-  Run run{options, thread_counts(options)};
-  std::vector<Machine> machine;
+  Run run{options, thread_counts(options), {}};
   if (options["rows"].empty()) {
-    machine = machine_at(run.counts);
+    run.machine = machine_at(run.counts);
     run.every_model();
   } else {
-    read_csv(options["rows"], run.timings, machine);
+    read_csv(options["rows"], run.timings, run.machine);
   }
   const std::string& out = options["out"];
   if (!out.empty()) {
-    bench::write_text(out + ".csv", csv(run.timings, machine));
+    bench::write_text(out + ".csv", csv(run.timings, run.machine));
     for (const Task task : all_tasks)
-      bench::write_text(out + "_" + name_of(task) + ".svg", line_chart_svg(chart(run.timings, machine, task)));
+      bench::write_text(out + "_" + name_of(task) + ".svg", line_chart_svg(chart(run.timings, run.machine, task)));
   }
   const bool same = std::all_of(run.timings.begin(), run.timings.end(), [](const Timing& t) { return t.same_bits; });
   return same ? 0 : 1;
