@@ -55,7 +55,7 @@ struct ForwardTile {
     if (job_rows > lanes / 2 && (lies_apart(key) || lies_apart(value)))
       rows.set_copies(key, value, batch, kv_head, tile_keys, simd::thread_scratch<T, RowCopies>(rows.size(key, value)));
     else
-      rows.set(key, value, batch, kv_head);
+      rows.set(key, value, batch, kv_head, tile_keys);
     for (Index number = tile_end; number-- > tile_begin;) {
       tile.set(mask, query, key, tiling, batch, kv_head, head_set, number);
       if (tile.rows == 0) continue;
@@ -102,7 +102,7 @@ struct ForwardTile {
     values.load_keys(score, tile, first, count);
 
     // Sᵀ = K·Qᵀ
-    const bool brings_next = rows.brings_next(first);
+    const bool fetches_next = rows.fetches_next(first);
     for (int s = 0; s < used; ++s) {
       const auto [from, length, v, v_end, masked] = strips[s];
       if (few) {
@@ -111,7 +111,7 @@ struct ForwardTile {
         simd::tile_product_into<simd::Lies::by_rows>(
             length, (v_end - v) * lanes, key.dim, rows.keys.at(first + from), rows.keys.stride, queries + v * lanes,
             width, [&, key_begin = from, lane_begin = v * lanes](Index row, Index column, const auto& dots) {
-              if (brings_next && column == 0) rows.fetch_next(first + key_begin + row, simd::tile_rows);
+              if (fetches_next && column == 0) rows.fetch_next(first + key_begin + row, simd::tile_rows);
               take_logits(dots, key_begin + row, (lane_begin + column) / lanes, first);
             });
         continue;
