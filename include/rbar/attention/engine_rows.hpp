@@ -51,7 +51,8 @@ struct KeyRows {
 
   // Whether to ask for the tile after that of key `first`: it is still to be copied, or lies far away.
   bool fetches_next(Index first) const { return brings_next(first) || far; }
-  // Asks for its rows that are one tile behind [begin, begin + rows).
+  // Asks for its rows that are one tile behind [begin, begin + rows). Not inlined: registers are short where it is
+  // called.
   RBAR_NOINLINE void fetch_next(Index begin, Index rows) const {
     const bool brings = brings_next(begin);
     const RowBlock<const T>&from_keys = brings ? source_keys : keys, &from_values = brings ? source_values : values;
@@ -59,6 +60,9 @@ struct KeyRows {
       fetch_row(from_keys.at(j), key_dim);
       fetch_row(from_values.at(j), value_dim);
     }
+#if defined(__GNUC__)
+    asm volatile("");  // GCC 12 leaves out the call of a function that does nothing but prefetch
+#endif
   }
 
  private:
