@@ -62,6 +62,22 @@ TEST_CASE("attention's gradients hold at the largest head_dim", "[engine]") {
   CHECK(report.error <= 1e-6);
 }
 
+TEST_CASE("attention's gradients where the keys come in several parts", "[engine]") {
+  const Sizes s{1, 40, 260, 2, 1, 256, 256};  // parts of 64
+  const auto full = check(s, FullMask{}, naive::everything);
+  INFO(full.worst);
+  CHECK(full.error <= 1e-6);
+  const Index offset = 200, window = 100;
+  const auto causal = check(s, CausalMask{offset}, [&](Index, Index, Index i, Index j) { return j <= i + offset; });
+  INFO(causal.worst);
+  CHECK(causal.error <= 1e-6);
+  const auto windowed = check(s, WindowMask{window, offset}, [&](Index, Index, Index i, Index j) {
+    return j <= i + offset && j > i + offset - window;
+  });
+  INFO(windowed.worst);
+  CHECK(windowed.error <= 1e-6);
+}
+
 TEST_CASE("float gradients equal those of double", "[engine]") {
   for (const Index dim : {5, 64}) {
     Problem<float> p({2, 100, 130, 4, 2, dim, dim}, 3);

@@ -132,7 +132,9 @@ void check(Problem<double>& p, const Score& score, Gradient gradient, const naiv
   CHECK(report.error <= 1e-6);
 }
 
-const Sizes sizes_of_test[] = {{2, 37, 41, 4, 2, 9, 6}, {1, 70, 80, 2, 2, 16, 16}, {2, 2, 30, 3, 1, 8, 8}};
+// Of the last, the backward pass takes the keys in several parts.
+const Sizes sizes_of_test[] = {
+    {2, 37, 41, 4, 2, 9, 6}, {1, 70, 80, 2, 2, 16, 16}, {2, 2, 30, 3, 1, 8, 8}, {1, 68, 260, 1, 1, 256, 256}};
 
 }  // namespace
 

@@ -37,7 +37,9 @@ struct BackwardTile {
   Values values;
   RowBlock<const T> keys, value_rows;
   RowBlock<T> dkeys, dvalue_rows;
-  bool gathered;  // these four in scratch
+  bool gathered;    // these four in scratch
+  T* kept;          // dQ and the sums of dquery_values of tiles whose keys come in several blocks,
+  Index kept_size;  // so much for each
   alignas(64) typename Values::template Table<Values::query_count, QueryTile<T>::max_rows> dquery_values;
   alignas(64) typename Values::template Table<Values::key_count, max_tile_keys> dkey_values;
   alignas(64) typename Values::template Table<Values::key_count, max_tile_keys * lanes> dkey_sums;  // of every lane
@@ -64,8 +66,13 @@ struct BackwardTile {
       std::fill_n(dkeys.at(j), views.key.dim, T(0));
       std::fill_n(dvalue_rows.at(j), views.value.dim, T(0));
     }
-    for (Index head_set = 0; head_set < tiling.group / tiling.mixed_heads; ++head_set)
-      for (Index number = 0; number < tiling.tiles; ++number) run_tile(tiling, batch, kv_head, head_set, number);
+    const Index head_sets = tiling.group / tiling.mixed_heads, block = keys_in_cache(tokens);
+    kept_size = (views.query.dim + static_cast<Index>(Values::query_count)) * tiling.vectors * lanes;
+    if (block < tokens) kept = simd::thread_scratch<T, KeptTiles>(head_sets * tiling.tiles * kept_size);
+    for (Index first = 0; first == 0 || first < tokens; first += block)
+      for (Index head_set = 0; head_set < head_sets; ++head_set)
+        for (Index number = 0; number < tiling.tiles; ++number)
+          run_tile(tiling, batch, kv_head, head_set, number, {first, std::min(first + block, tokens)});
     if (!gathered) return;
     for (Index j = 0; j < tokens; ++j) {
       std::copy_n(dkeys.at(j), views.key.dim, views.dkey.at(batch, kv_head, j));
@@ -74,6 +81,18 @@ struct BackwardTile {
   }
 
  private:
+  struct KeptTiles {};
+  // So many keys at a time meet all tiles of queries: what is read and written of more would not stay in the second
+  // cache from one tile to the next. Where a tile sees few of the keys, loading it again and again would cost more.
+  Index keys_in_cache(Index tokens) const {
+    if constexpr (has_key_stretches<Mask> || has_blocks<Mask>) return std::max<Index>(tokens, 1);
+    constexpr Index cache = Index{512} << 10;
+    const Index bytes = 2 * (views.key.dim + views.value.dim) * static_cast<Index>(sizeof(T));
+    if (tokens * bytes <= 4 * cache) return std::max<Index>(tokens, 1);
+    const Index tile_keys = tile_keys_for<T>(std::max(views.query.dim, views.value.dim));
+    return std::max<Index>(cache / bytes / tile_keys, 1) * tile_keys;
+  }
+
   // K, V and the sums of their gradients, together where other heads lie between their rows.
   void load_keys(Index batch, Index kv_head, Index tokens) {
     const auto& [query, key, value, output, doutput, log_sum_exp, dquery, dkey, dvalue] = views;
@@ -91,16 +110,27 @@ struct BackwardTile {
     dvalue_rows = {dkeys.data + key_size, padded<T>(value.dim), 0};
   }
 
-  void run_tile(const Tiling& tiling, Index batch, Index kv_head, Index head_set, Index number) {
+  // The part of a tile that sees the keys of `block`; dQ is kept from one to the next.
+  void run_tile(const Tiling& tiling, Index batch, Index kv_head, Index head_set, Index number, KeyRange block) {
     const auto& query = views.query;
     tile.set(mask, query, views.key, tiling, batch, kv_head, head_set, number);
+    const bool sees_nothing = tile.begin >= tile.end;
     if (tile.rows == 0) return;
-    load_queries();
+    if (sees_nothing ? block.begin > 0 : tile.end <= block.begin || tile.begin >= block.end) return;
+    const bool starts = block.begin <= tile.begin, ends = tile.end <= block.end;
+    T* const kept_here = starts && ends ? nullptr : kept + (head_set * tiling.tiles + number) * kept_size;
+    load_queries(starts ? nullptr : kept_here);
     const Index tile_keys = tile_keys_for<T>(std::max(query.dim, views.value.dim));
-    tile.visit_keys(mask, tile_keys, [&](Index first, Index count) {
+    tile.visit_keys(mask, tile_keys, block, [&](Index first, Index count) {
       tile.fetch_ahead(mask, tiling, number + 1, tile_keys, query, views.output, views.doutput, views.dquery);
       add_keys(first, count);
     });
+    if (!ends) {
+      std::copy_n(dquery_lanes, query.dim * tile.width(), kept_here);
+      for (std::size_t i = 0; i < Values::query_count; ++i)
+        std::copy_n(dquery_values[i].begin(), tile.width(), kept_values(kept_here, i));
+      return;
+    }
     for (Index v = 0; v < tile.vectors; ++v)
       simd::lanes_to_rows(
           dquery_lanes + v * lanes, tile.width(), scale + v * lanes,
@@ -117,7 +147,12 @@ struct BackwardTile {
       }
   }
 
-  void load_queries() {
+  T* kept_values(T* kept_here, std::size_t i) const {
+    return kept_here + (views.query.dim + static_cast<Index>(i)) * tile.width();
+  }
+
+  // With dQ as it was kept, or 0.
+  void load_queries(T* kept_here) {
     const auto& [query, key, value, output, doutput, log_sum_exp, dquery, dkey, dvalue] = views;
     for (Index row = 0; row < tile.width(); ++row) {
       const QueryIndex& at = tile.queries[row];
@@ -155,8 +190,15 @@ struct BackwardTile {
       simd::rows_to_lanes([&](Index r) { return doutput_rows + (v * lanes + r) * views.value.dim; }, lanes, value.dim,
                           one, doutput_lanes + v * lanes, tile.width());
     }
-    std::fill_n(dquery_lanes, query.dim * tile.width(), T(0));
-    for (auto& sums : dquery_values) sums.fill(T(0));
+    if (kept_here)
+      std::copy_n(kept_here, query.dim * tile.width(), dquery_lanes);
+    else
+      std::fill_n(dquery_lanes, query.dim * tile.width(), T(0));
+    for (std::size_t i = 0; i < Values::query_count; ++i)
+      if (kept_here)
+        std::copy_n(kept_values(kept_here, i), tile.width(), dquery_values[i].begin());
+      else
+        dquery_values[i].fill(T(0));
     values.load_queries(score, tile);
   }
 

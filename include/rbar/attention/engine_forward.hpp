@@ -61,7 +61,7 @@ struct ForwardTile {
       if (tile.rows == 0) continue;
       few = tile.rows <= lanes / 2;
       load_queries();
-      tile.visit_keys(mask, tile_keys, [&](Index first, Index count) {
+      tile.visit_keys(mask, tile_keys, {0, tile.pair.keys}, [&](Index first, Index count) {
         tile.fetch_ahead(mask, tiling, number - 1, tile_keys, query, output);
         rows.bring(first);
         add_keys(first, count);

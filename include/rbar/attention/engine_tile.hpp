@@ -63,6 +63,10 @@ inline constexpr bool has_key_stretches = requires(const Mask mask, const Sequen
                    static_cast<KeyRange*>(nullptr));
 };
 template <class Mask>
+inline constexpr bool has_blocks = requires(const Mask mask, const SequencePair pair) {
+  mask.visit_blocks(pair, Index{0}, Index{0}, Index{0}, [](Index, Index) {});
+};
+template <class Mask>
 inline constexpr bool has_single_entries = requires(const Mask mask, const SequencePair pair) {
   mask.visible(pair, Index{0}, Index{0}, Index{0});
 };
@@ -155,13 +159,14 @@ struct QueryTile {
     }
   }
 
-  // visit(first, count) over the tiles of keys that this tile may see. Their borders are multiples of tile_keys, not
+  // visit(first, count) over the tiles of keys `within`, whose own borders are tiles' borders, that this tile may see.
+  // Their borders are multiples of tile_keys, not
   // counted from where the tile's own range begins: a query's sums are cut the same in whatever company it comes.
   template <class Mask, class Visit>
-  void visit_keys(const Mask& mask, Index tile_keys, Visit&& visit) {
+  void visit_keys(const Mask& mask, Index tile_keys, KeyRange within, Visit&& visit) {
     const auto clipped = [&](Index from, Index to) {
-      from = std::max(from, begin);
-      to = std::min(to, end);
+      from = std::max({from, begin, within.begin});
+      to = std::min({to, end, within.end});
       for (Index next; from < to; from = next) {
         next = std::min(to, (from / tile_keys + 1) * tile_keys);
         if constexpr (has_key_stretches<Mask>) {
@@ -173,7 +178,7 @@ struct QueryTile {
         visit(from, next - from);
       }
     };
-    if constexpr (requires { mask.visit_blocks(pair, Index{0}, Index{0}, Index{0}, clipped); })
+    if constexpr (has_blocks<Mask>)
       mask.visit_blocks(pair, queries[0].head, first_number, first_number + numbers, clipped);
     else
       clipped(0, pair.keys);
