@@ -1,6 +1,7 @@
 #include "rbar/core/parallel.hpp"
 #include "rbar/core/random.hpp"
 #include "rbar/simd/bf16_packed.hpp"
+#include "simd/rounding_error.hpp"
 #include "support/catch.hpp"
 
 #include <cmath>
@@ -17,11 +18,6 @@ std::vector<float> random_floats(Index count, std::uint64_t seed) {
   std::vector<float> values(static_cast<std::size_t>(count));
   for (float& value : values) value = static_cast<float>(rng.normal(0, 1));
   return values;
-}
-std::vector<BFloat16> rounded(const std::vector<float>& values) {
-  std::vector<BFloat16> result(values.size());
-  to_bf16(values, result.data());
-  return result;
 }
 std::vector<simd::Bf16Pair> packed(Index n, Index k, const std::vector<float>& b) {
   std::vector<simd::Bf16Pair> result(static_cast<std::size_t>(simd::packed_bf16_size(n, k)), 0x7fc07fc0);  // NaN
@@ -71,28 +67,17 @@ TEST_CASE("products with bf16 weights are at most twice as far from exact ones a
     for (const Bf16Inputs inputs : all_bf16_inputs) {
       INFO(m << " × " << n << " × " << k << ", rounded: " << name_of(inputs));
       const auto a = random_floats(m * k, 1), weights = random_floats(n * k, 2);
-      const auto b = rounded(weights), rounded_a = rounded(a);
       const auto c = product(m, n, k, a, weights, inputs);
-      double error = 0, naive_error = 0, apart = 0;
+      test::RoundingError far;
       for (Index i = 0; i < m; ++i)
-        for (Index j = 0; j < n; ++j) {
-          double exact = 0, of_rounded = 0;
-          float naive = 0;
-          for (Index p = 0; p < k; ++p) {
-            const auto x = static_cast<std::size_t>(i * k + p), w = static_cast<std::size_t>(j * k + p);
-            exact += static_cast<double>(a[x]) * static_cast<double>(weights[w]);
-            const float left = inputs == Bf16Inputs::both ? to_float(rounded_a[x]) : a[x];
-            of_rounded += static_cast<double>(left) * static_cast<double>(to_float(b[w]));
-            naive += to_float(rounded_a[x]) * to_float(b[w]);
-          }
-          const auto ours = static_cast<double>(c[static_cast<std::size_t>(i * n + j)]);
-          error = std::max(error, std::abs(ours - exact));
-          naive_error = std::max(naive_error, std::abs(static_cast<double>(naive) - exact));
-          apart = std::max(apart, std::abs(ours - of_rounded));
-        }
-      CHECK(error <= 2 * naive_error);
+        for (Index j = 0; j < n; ++j)
+          far.add(
+              c[static_cast<std::size_t>(i * n + j)], k, inputs == Bf16Inputs::both,
+              [&](Index p) { return a[static_cast<std::size_t>(i * k + p)]; },
+              [&](Index p) { return weights[static_cast<std::size_t>(j * k + p)]; });
+      CHECK(far.error <= 2 * far.naive_error);
       // Nothing else is rounded: the rest is fp32.
-      CHECK(apart <= 1e-6 * static_cast<double>(k) + 1e-6);
+      CHECK(far.apart <= 1e-6 * static_cast<double>(k) + 1e-6);
     }
 }
 

@@ -1,6 +1,7 @@
 #include "rbar/core/parallel.hpp"
 #include "rbar/core/random.hpp"
 #include "rbar/simd/bf16_product.hpp"
+#include "simd/rounding_error.hpp"
 #include "support/allocations.hpp"
 #include "support/catch.hpp"
 
@@ -56,26 +57,15 @@ TEST_CASE("rounded products are at most twice as far from exact ones as the naiv
         const Product product{transpose_a, transpose_b, m, n, k};
         const auto a = random_floats(m * k, 1), b = random_floats(k * n, 2);
         const auto c = product(a, b);
-        double error = 0, naive_error = 0, apart = 0;
+        test::RoundingError far;
         for (Index i = 0; i < m; ++i)
-          for (Index j = 0; j < n; ++j) {
-            double exact = 0, of_rounded = 0;
-            float naive = 0;
-            for (Index p = 0; p < k; ++p) {
-              const float left = product.a(a, i, p), right = product.b(b, p, j);
-              const float rounded_left = to_float(to_bf16(left)), rounded_right = to_float(to_bf16(right));
-              exact += static_cast<double>(left) * static_cast<double>(right);
-              of_rounded += static_cast<double>(rounded_left) * static_cast<double>(rounded_right);
-              naive += rounded_left * rounded_right;
-            }
-            const auto ours = static_cast<double>(c[static_cast<std::size_t>(i * n + j)]);
-            error = std::max(error, std::abs(ours - exact));
-            naive_error = std::max(naive_error, std::abs(static_cast<double>(naive) - exact));
-            apart = std::max(apart, std::abs(ours - of_rounded));
-          }
-        CHECK(error <= 2 * naive_error);
+          for (Index j = 0; j < n; ++j)
+            far.add(
+                c[static_cast<std::size_t>(i * n + j)], k, /*rounds_left=*/true,
+                [&](Index p) { return product.a(a, i, p); }, [&](Index p) { return product.b(b, p, j); });
+        CHECK(far.error <= 2 * far.naive_error);
         // Nothing else is rounded: the rest is fp32.
-        CHECK(apart <= 2e-7 * static_cast<double>(k) + 1e-6);
+        CHECK(far.apart <= 2e-7 * static_cast<double>(k) + 1e-6);
       }
 }
 

@@ -3,7 +3,6 @@
 
 #include <bit>
 #include <cstdint>
-#include <span>
 #include <string_view>
 
 namespace rbar {
@@ -21,10 +20,6 @@ constexpr BFloat16 to_bf16(float value) {
   const auto bits = std::bit_cast<std::uint32_t>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<std::uint16_t>(bits >> 16 | 0x40u)};
   return {static_cast<std::uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
-}
-
-inline void to_bf16(std::span<const float> from, BFloat16* to) {
-  for (const float value : from) *to++ = to_bf16(value);
 }
 
 // What a product with weights in bf16 rounds; its sums are fp32 either way. `both` rounds the activations that go into
