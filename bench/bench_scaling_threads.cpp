@@ -2,8 +2,9 @@
 // tokens, and decoding of one token after another behind it, for every language model at d = 512. Prints a table and,
 // with --out PREFIX, writes PREFIX.csv and PREFIX_{training,prefill,decoding}.svg. The FMA peak and the copy bandwidth
 // of as many threads, measured beside, are what the machine itself offers; training rows say what share of that peak
-// the multiply-adds of dense layers alone take. Every count must give the same bits: exit status 1 where one
-// does not.
+// the multiply-adds of dense layers alone take. `products`: as many matrix products side by side, each by one thread on
+// its own numbers, which says what those threads could do if they never met. Every count must give the same bits: exit
+// status 1 where one does not.
 //
 //   --threads 1,2,4,8,16   by default powers of two up to the hardware's threads
 //   --only a,b             models whose name contains a or b      --layers N   --repeats N
@@ -46,8 +47,27 @@ struct Timing {
 };
 struct Machine {
   int threads;
-  double peak, bandwidth;
+  double peak, bandwidth, products;
 };
+
+struct SeparateResult {};
+
+// FLOP/s of products [512, 512]·[512, 2048] of one thread each.
+double separate_products() {
+  constexpr Index m = 512, n = 2048, k = 512, each = 16;
+  const Index threads = num_threads();
+  std::vector<float> left(static_cast<std::size_t>(threads * m * k), 0.5f);
+  std::vector<float> right(static_cast<std::size_t>(threads * n * k), 0.25f);
+  const auto run = [&] {
+    parallel_for(threads * each, 1, [&](Index product, Index) {
+      const Index own = product / each;
+      simd::blocked_gemm<float>(false, true, m, n, k, left.data() + own * m * k, k, right.data() + own * n * k, k,
+                                simd::thread_scratch<float, SeparateResult>(m * n), n, false);
+    });
+  };
+  run();
+  return 2.0 * static_cast<double>(m * n * k * threads * each) / bench::best_seconds(run, 3);
+}
 
 // FNV-1a over 4-byte words.
 struct Digest {
@@ -234,10 +254,13 @@ std::vector<Machine> machine_at(const std::vector<int>& counts) {
   for (const int count : counts) {
     set_num_threads(count);
     bench::fma_peak<float>(100);  // new threads take a moment to find their cores
-    list.push_back({count, bench::fma_peak<float>(20), bench::copy_bandwidth(5)});
-    std::printf("%3d threads: fp32 FMA peak %.0f GFLOP/s (%.2f times), copy %.0f GB/s (%.2f times)\n", count,
-                list.back().peak * 1e-9, list.back().peak / list[0].peak, list.back().bandwidth * 1e-9,
-                list.back().bandwidth / list[0].bandwidth);
+    list.push_back({count, bench::fma_peak<float>(20), bench::copy_bandwidth(5), separate_products()});
+    const Machine& m = list.back();
+    std::printf(
+        "%3d threads: fp32 FMA peak %.0f GFLOP/s (%.2f times), copy %.0f GB/s (%.2f times), separate products %.0f "
+        "GFLOP/s (%.2f times)\n",
+        count, m.peak * 1e-9, m.peak / list[0].peak, m.bandwidth * 1e-9, m.bandwidth / list[0].bandwidth,
+        m.products * 1e-9, m.products / list[0].products);
   }
   return list;
 }
@@ -255,6 +278,7 @@ std::string csv(const std::vector<Timing>& timings, const std::vector<Machine>& 
   for (const Machine& m : machine) {
     add(machine_row, "FMA peak", m.threads, m.peak, m.peak / machine[0].peak, true);
     add(machine_row, "copy bandwidth", m.threads, m.bandwidth, m.bandwidth / machine[0].bandwidth, true);
+    add(machine_row, "products", m.threads, m.products, m.products / machine[0].products, true);
   }
   for (const Timing& t : timings)
     add(t.model, name_of(t.task), t.threads, t.tokens / t.seconds, t.speedup, t.same_bits);
@@ -273,8 +297,8 @@ void read_csv(const std::string& path, std::vector<Timing>& timings, std::vector
       continue;
     }
     auto at = std::find_if(machine.begin(), machine.end(), [&](const Machine& m) { return m.threads == threads; });
-    if (at == machine.end()) at = machine.insert(at, Machine{threads, 0, 0});
-    (cells[1] == "FMA peak" ? at->peak : at->bandwidth) = rate;
+    if (at == machine.end()) at = machine.insert(at, Machine{threads, 0, 0, 0});
+    (cells[1] == "FMA peak" ? at->peak : cells[1] == "products" ? at->products : at->bandwidth) = rate;
   }
 }
 
@@ -291,11 +315,11 @@ LineChart chart(const std::vector<Timing>& timings, const std::vector<Machine>& 
   }
   for (auto& [name, line] : lines) chart.series.push_back(std::move(line));
   LineSeries ideal{.name = "ideal", .faint = true, .dashed = true};
-  LineSeries offered{.name = task == Task::decoding ? "copy bandwidth" : "FMA peak", .dashed = true};
+  LineSeries offered{.name = task == Task::decoding ? "copy bandwidth" : "separate products", .dashed = true};
   for (const Machine& m : machine) {
     ideal.x.push_back(m.threads), ideal.y.push_back(m.threads);
     offered.x.push_back(m.threads);
-    offered.y.push_back(task == Task::decoding ? m.bandwidth / machine[0].bandwidth : m.peak / machine[0].peak);
+    offered.y.push_back(task == Task::decoding ? m.bandwidth / machine[0].bandwidth : m.products / machine[0].products);
   }
   chart.series.push_back(std::move(ideal));
   chart.series.push_back(std::move(offered));

@@ -1,8 +1,10 @@
 #include "rbar/core/parallel.hpp"
 #include "support/catch.hpp"
 
+#include <atomic>
 #include <numeric>
 #include <stdexcept>
+#include <thread>
 #include <vector>
 
 TEST_CASE("parallel_for visits every element once for any thread count") {
@@ -34,6 +36,51 @@ TEST_CASE("parallel_for runs thousands of small jobs, nested ones and jobs of tw
   job();
   other.join();
   CHECK(sum == 2 * 2000 * 4 * 3);
+  rbar::set_num_threads(1);
+}
+
+TEST_CASE("parallel_steps visits every index of every step once, and a step may wait for those before it") {
+  for (const int threads : {1, 2, 5, 16}) {
+    rbar::set_num_threads(threads);
+    for (const Eigen::Index steps : {0, 1, 2, 37})
+      for (const Eigen::Index count : {0, 1, 3, 16, 41}) {
+        INFO(threads << " threads, " << steps << " steps of " << count);
+        std::vector<rbar::Progress> rows(static_cast<std::size_t>(count));
+        std::vector<Eigen::Index> visits(rows.size(), 0), sums(rows.size(), 0);
+        rbar::parallel_steps(steps, count, [&](Eigen::Index step, Eigen::Index i) noexcept {
+          // Its own row, and the one that another thread has: their last step, neither written meanwhile.
+          const auto own = static_cast<std::size_t>(i), other = static_cast<std::size_t>((i + count / 2) % count);
+          rows[own].wait_for(step);
+          rows[other].wait_for(step);
+          sums[own] += 1 + step;
+          ++visits[own];
+          rows[own].add();
+        });
+        for (const Eigen::Index v : visits) CHECK(v == steps);
+        for (const Eigen::Index sum : sums) CHECK(sum == steps * (steps + 1) / 2);
+      }
+  }
+  rbar::set_num_threads(1);
+}
+
+TEST_CASE("parallel_steps within a parallel job and beside another one goes in order") {
+  rbar::set_num_threads(3);
+  std::atomic<long> sum{0};
+  const auto job = [&] {
+    for (int repeat = 0; repeat < 300; ++repeat)
+      rbar::parallel_for(4, 1, [&](Eigen::Index, Eigen::Index) {
+        rbar::Progress done;
+        rbar::parallel_steps(3, 5, [&](Eigen::Index step, Eigen::Index) noexcept {
+          done.wait_for(5 * step);
+          ++sum;
+          done.add();
+        });
+      });
+  };
+  std::thread other(job);
+  job();
+  other.join();
+  CHECK(sum == 2 * 300 * 4 * 15);
   rbar::set_num_threads(1);
 }
 

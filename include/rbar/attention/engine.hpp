@@ -34,11 +34,12 @@ void require_attention_shapes(std::string_view operation, const HeadsView<const 
   require_same_sequences(operation, "value", value, key, value.dim);
 }
 
-// Tiles of queries that share one copy of K and V (KeyRows), as long as there are jobs for 8 threads.
+// Tiles of queries that share one copy of K and V (KeyRows), as long as there are jobs for all threads to the end.
 template <class T>
 Index tiles_per_job(const HeadsView<const T>& key, const HeadsView<const T>& value, Index sets, Index tiles) {
   if (!lies_apart(key) && !lies_apart(value)) return 1;
-  return std::clamp<Index>(sets * tiles / 8, 1, std::clamp<Index>(tiles, 1, 16));
+  const Index jobs = usable_threads() == 1 ? 1 : 4 * usable_threads();
+  return std::clamp<Index>(sets * tiles / jobs, 1, std::clamp<Index>(tiles, 1, 16));
 }
 
 inline Index jobs_per_chunk(Index work) { return std::max<Index>(1, min_job_work / std::max<Index>(1, work)); }
@@ -63,7 +64,9 @@ void attend(std::type_identity_t<HeadsView<const T>> query, std::type_identity_t
   parallel_for(sets * parts, detail::jobs_per_chunk(work), [&](Index begin, Index end) {
     detail::ForwardTile<T, Score, Mask> worker(query, key, value, score, mask);
     for (Index job = begin; job < end; ++job) {
-      const Index set = job / parts, first = (parts - 1 - job % parts) * job_tiles;
+      // Of a causal mask, late and early parts in turn: then whoever takes neighbours has about as much as others.
+      const Index set = job / parts, turn = job % parts, part = turn % 2 == 0 ? parts - 1 - turn / 2 : turn / 2;
+      const Index first = part * job_tiles;
       worker.run(tiling, set / head_sets / key.heads, set / head_sets % key.heads, set % head_sets, first,
                  std::min(first + job_tiles, tiling.tiles), output, log_sum_exp);
     }

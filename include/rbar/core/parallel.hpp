@@ -1,6 +1,8 @@
 // One persistent thread pool. Work is cut into chunks whose borders depend on the problem alone,
-// never on the number of threads, and reductions add the chunks in their order: the same bits come
-// out at 1, 2 and 16 threads. Nested calls and calls from a second thread run on the caller.
+// never on the number of threads (but where they cannot change a bit), and reductions add the chunks
+// in their order: the same bits come out at 1, 2 and 16 threads. A thread takes the same part of the
+// chunks every time, which it then finds in its own cache, and only then what others left. Nested
+// calls and calls from a second thread run on the caller.
 #pragma once
 
 #include "rbar/config.hpp"
@@ -32,7 +34,7 @@ inline void cpu_relax() {
 class ThreadPool {
  public:
   using Index = Eigen::Index;
-  using Task = void (*)(void* context, Index chunk);
+  using Task = void (*)(void* context, Index step, Index index);
 
   static ThreadPool& instance() {
     static ThreadPool pool;
@@ -40,34 +42,40 @@ class ThreadPool {
   }
 
   int num_threads() const { return static_cast<int>(workers_.size()) + 1; }
+  int usable_threads() const { return inside_ ? 1 : num_threads(); }
 
   void set_num_threads(int count) {
     require(count >= 1, "set_num_threads", "count", "at least 1", count);
     std::lock_guard lock(run_mutex_);
     if (count == num_threads()) return;
     stop_workers();
+    ranges_ = std::make_unique<Range[]>(static_cast<std::size_t>(count));
     workers_.reserve(static_cast<std::size_t>(count - 1));
-    for (int i = 1; i < count; ++i) workers_.emplace_back([this] { work(); });
+    for (int i = 1; i < count; ++i) workers_.emplace_back([this, i] { work(i); });
   }
 
-  // Calls task(context, i) once for every i in [0, chunks) and returns when all are done. The first
-  // exception is rethrown here; the chunks after it may be skipped.
-  void run(Index chunks, Task task, void* context) {
+  // Calls task(context, step, i) once for every i in [0, count) of every step and returns when all are
+  // done. A task starts when all of the earlier steps have started. The first exception is rethrown
+  // here; the tasks after it may be skipped.
+  void run(Index steps, Index count, Task task, void* context) {
     std::unique_lock lock(run_mutex_, std::defer_lock);
-    if (chunks <= 1 || inside_ || workers_.empty() || !lock.try_lock()) {
-      for (Index i = 0; i < chunks; ++i) task(context, i);
+    if (count <= 1 || inside_ || workers_.empty() || !lock.try_lock()) {
+      for (Index step = 0; step < steps; ++step)
+        for (Index i = 0; i < count; ++i) task(context, step, i);
       return;
     }
     task_ = task;
     context_ = context;
-    chunks_ = chunks;
-    next_.store(0, std::memory_order_relaxed);
+    steps_ = steps;
+    count_ = count;
+    for (int i = 0; i < num_threads(); ++i) ranges_[static_cast<std::size_t>(i)].taken.store(0);
+    failed_.store(false, std::memory_order_relaxed);
     failure_ = nullptr;
     gate_.store(gate_open, std::memory_order_release);  // from here on workers may enter
     generation_.fetch_add(1, std::memory_order_release);
     generation_.notify_all();
     inside_ = true;
-    take_chunks();
+    take_tasks(0);
     inside_ = false;
     // Close the gate: a worker that wakes up late finds it shut, so nobody waits for a sleeper.
     gate_.fetch_and(~gate_open, std::memory_order_acq_rel);
@@ -84,6 +92,11 @@ class ThreadPool {
   static constexpr std::uint32_t gate_entry = 2;
   static constexpr int spin_limit = 2000;
 
+  // A thread's own part of the tasks of every step, and how many of them are taken: step after step.
+  struct alignas(64) Range {
+    std::atomic<Index> taken{0};
+  };
+
   ThreadPool() = default;
   ~ThreadPool() { stop_workers(); }
 
@@ -96,13 +109,13 @@ class ThreadPool {
     stop_.store(false, std::memory_order_release);
   }
 
-  void work() {
+  void work(Index own_range) {
     inside_ = true;
     std::uint32_t seen = 0;
     for (;;) {
       if (stop_.load(std::memory_order_acquire)) return;
       if (enter()) {
-        take_chunks();
+        take_tasks(own_range);
         gate_.fetch_sub(gate_entry, std::memory_order_release);
       }
       // A short spin catches the next layer of the same forward pass without a system call.
@@ -120,17 +133,26 @@ class ThreadPool {
     return false;
   }
 
-  void take_chunks() {
-    for (Index i = next_.fetch_add(1, std::memory_order_relaxed); i < chunks_;
-         i = next_.fetch_add(1, std::memory_order_relaxed)) {
-      try {
-        task_(context_, i);
-      } catch (...) {
-        std::lock_guard lock(failure_mutex_);
-        if (!failure_) failure_ = std::current_exception();
-        next_.store(chunks_, std::memory_order_relaxed);
+  void take_tasks(Index own_range) {
+    const Index ranges = num_threads();
+    for (Index step = 0; step < steps_; ++step)
+      for (Index i = 0; i < ranges; ++i) {
+        const Index range = (own_range + i) % ranges;
+        const Index begin = count_ * range / ranges, size = count_ * (range + 1) / ranges - begin;
+        std::atomic<Index>& taken = ranges_[static_cast<std::size_t>(range)].taken;
+        Index number = taken.load(std::memory_order_relaxed);
+        while (number < (step + 1) * size && !failed_.load(std::memory_order_relaxed)) {
+          if (!taken.compare_exchange_weak(number, number + 1, std::memory_order_relaxed)) continue;
+          try {
+            task_(context_, step, begin + number - step * size);
+          } catch (...) {
+            std::lock_guard lock(failure_mutex_);
+            if (!failure_) failure_ = std::current_exception();
+            failed_.store(true, std::memory_order_relaxed);
+          }
+          number = taken.load(std::memory_order_relaxed);
+        }
       }
-    }
   }
 
   std::mutex run_mutex_;  // one job at a time
@@ -141,8 +163,9 @@ class ThreadPool {
   std::atomic<std::uint32_t> gate_{0};
   Task task_ = nullptr;
   void* context_ = nullptr;
-  Index chunks_ = 0;
-  std::atomic<Index> next_{0};
+  Index steps_ = 0, count_ = 0;
+  std::unique_ptr<Range[]> ranges_;
+  std::atomic<bool> failed_{false};
   std::exception_ptr failure_;
   static inline thread_local bool inside_ = false;
 };
@@ -152,6 +175,8 @@ class ThreadPool {
 // Threads used by rbar from now on, the calling one included. The library starts with 1.
 inline void set_num_threads(int count) { detail::ThreadPool::instance().set_num_threads(count); }
 inline int num_threads() { return detail::ThreadPool::instance().num_threads(); }
+// Those that a parallel_for called here would run on: one within another.
+inline int usable_threads() { return detail::ThreadPool::instance().usable_threads(); }
 
 // body(begin, end) over [0, count) in chunks of `chunk_size` (the last one shorter).
 template <class Body>
@@ -164,8 +189,8 @@ void parallel_for(Eigen::Index count, Eigen::Index chunk_size, Body&& body) {
   } context{&body, count, chunk_size < 1 ? 1 : chunk_size};
   const Index chunks = (count + context.chunk_size - 1) / context.chunk_size;
   detail::ThreadPool::instance().run(
-      chunks,
-      [](void* pointer, Index chunk) {
+      1, chunks,
+      [](void* pointer, Index, Index chunk) {
         const auto& c = *static_cast<Context*>(pointer);
         const Index begin = chunk * c.chunk_size;
         const Index end = begin + c.chunk_size < c.count ? begin + c.chunk_size : c.count;
@@ -173,6 +198,34 @@ void parallel_for(Eigen::Index count, Eigen::Index chunk_size, Body&& body) {
       },
       &context);
 }
+
+// body(step, i) for i in [0, count) of every step. It starts when all of the earlier steps have started, so that it may
+// wait (Progress) for those of them that it builds on: no thread idles at the end of a step. body must not throw.
+template <class Body>
+void parallel_steps(Eigen::Index steps, Eigen::Index count, Body&& body) {
+  using Index = Eigen::Index;
+  static_assert(std::is_nothrow_invocable_v<Body&, Index, Index>, "parallel_steps: body must be noexcept");
+  detail::ThreadPool::instance().run(
+      steps, count,
+      [](void* pointer, Index step, Index index) {
+        (*static_cast<std::remove_reference_t<Body>*>(pointer))(step, index);
+      },
+      &body);
+}
+
+// Counts what was done, for those who wait for it.
+class alignas(64) Progress {
+ public:
+  void add() { done_.fetch_add(1, std::memory_order_release); }
+  void wait_for(Eigen::Index count) const {
+    for (int spins = 0; done_.load(std::memory_order_acquire) < count; ++spins)
+      spins < spin_limit ? detail::cpu_relax() : std::this_thread::yield();
+  }
+
+ private:
+  static constexpr int spin_limit = 2000;
+  std::atomic<Eigen::Index> done_{0};
+};
 
 // Sum over chunks of body(begin, end) -> double, added in chunk order: independent of the threads.
 template <class Body>

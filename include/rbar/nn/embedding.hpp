@@ -30,8 +30,10 @@ struct Embedding {
 
   void forward(std::span<const Token> tokens, MatrixView<T> y) const {
     check("Embedding::forward", tokens, y);
-    for (std::size_t n = 0; n < tokens.size(); ++n)
-      std::copy_n(weight.data() + tokens[n] * dim(), dim(), y.data() + static_cast<Index>(n) * dim());
+    parallel_for(y.rows(), std::max<Index>(1, 32768 / dim()), [&](Index begin, Index end) {
+      for (Index n = begin; n < end; ++n)
+        std::copy_n(weight.data() + tokens[static_cast<std::size_t>(n)] * dim(), dim(), y.data() + n * dim());
+    });
   }
 
   // dW[token[n]] += dy[n]. A token may occur twice: threads take columns and walk all rows, so no

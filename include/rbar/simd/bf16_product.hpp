@@ -11,11 +11,11 @@
 #pragma once
 
 #include "rbar/core/bf16.hpp"
-#include "rbar/core/parallel.hpp"
 #include "rbar/simd/batch.hpp"
 #include "rbar/simd/gemm_blocking.hpp"
 #include "rbar/simd/gemm_kernel.hpp"
 #include "rbar/simd/gemm_pack.hpp"
+#include "rbar/simd/gemm_schedule.hpp"
 #include "rbar/simd/scratch.hpp"
 
 #include <algorithm>
@@ -132,7 +132,7 @@ struct RoundedOperand {
   }
 };
 
-struct RoundedSlices {};  // of B, packed: two, kept by the calling thread
+struct RoundedSlices {};  // of B, packed: up to four, kept by the calling thread
 
 // How one problem is cut, in words: a slice of B is depth × columns, a chunk of C rows × columns.
 struct RoundedBlocking {
@@ -144,7 +144,7 @@ struct RoundedBlocking {
     constexpr Index width = gemm_columns<float>;
     columns = even_part(n, std::clamp(max_slice / depth / width, Index{1}, 528 / width) * width, width);
     rows = even_part(m, max_rows, gemm_rows);
-    while (rows > 2 * gemm_rows && divide_up(m, rows) < 16 && rows * columns * depth >= 2 * gemm_min_work)
+    while (rows > 2 * gemm_rows && divide_up(m, rows) < gemm_pieces() && rows * columns * depth >= 2 * gemm_min_work)
       rows = even_part(rows, divide_up(rows, 2), gemm_rows);
   }
 };
@@ -159,7 +159,9 @@ void rounded_product(Index m, Index n, Index k, const RoundedOperand& a, const R
   const RoundedBlocking block(m, n, k);
   const Index slice_size = block.depth * block.columns, depth_slices = divide_up(words_of(k), block.depth);
   const Index slices = divide_up(n, block.columns) * depth_slices;
-  float* const packed = thread_scratch<float, RoundedSlices>(std::min<Index>(slices, 2) * slice_size);
+  const GemmSchedule schedule(slices, divide_up(std::min(block.columns, n), width_b), divide_up(m, block.rows), m,
+                              m * n * k);
+  float* const packed = thread_scratch<float, RoundedSlices>(schedule.places() * slice_size);
 
   struct Slice {
     Index column, columns, inner, elements, depth;
@@ -173,7 +175,8 @@ void rounded_product(Index m, Index n, Index k, const RoundedOperand& a, const R
   const auto pack_b = [&](Index number, Index panel) {
     const Slice slice = slice_at(number);
     const Index j = panel * width_b;
-    float* const to = packed + number % 2 * slice_size + j * slice.depth;
+    if (j >= slice.columns) return;  // the last slice may be narrower
+    float* const to = packed + number % schedule.places() * slice_size + j * slice.depth;
     const Index columns = std::min(width_b, slice.columns - j);
     if (b.inner_contiguous)
       b.pack_rows<width_b>(slice.column + j, slice.inner, columns, slice.elements, to);
@@ -183,7 +186,7 @@ void rounded_product(Index m, Index n, Index k, const RoundedOperand& a, const R
   const auto multiply = [&](Index number, Index row) {
     const Slice slice = slice_at(number);
     const Index rows = std::min(block.rows, m - row);
-    const float* const packed_b = packed + number % 2 * slice_size;
+    const float* const packed_b = packed + number % schedule.places() * slice_size;
     const bool add = accumulate || slice.inner > 0;
     alignas(64) float words[RoundedBlocking::max_rows * (max_word_depth + lanes<float>)];
     // Rows as they come, which then share no set of a cache, or panels.
@@ -218,16 +221,7 @@ void rounded_product(Index m, Index n, Index k, const RoundedOperand& a, const R
       }
   };
 
-  // Step s multiplies slice s-1 and packs slice s, which is then the one in the caches.
-  for (Index step = 0; step <= slices; ++step) {
-    const Index panels = step < slices ? divide_up(slice_at(step).columns, width_b) : 0;
-    const Index chunks = step > 0 ? divide_up(m, block.rows) : 0;
-    const Index work = (chunks > 0 ? m : 16) * slice_size;
-    parallel_for(chunks + panels, work < gemm_min_work ? chunks + panels : 1, [&](Index begin, Index end) {
-      for (Index task = begin; task < end; ++task)
-        task < chunks ? multiply(step - 1, task * block.rows) : pack_b(step, task - chunks);
-    });
-  }
+  schedule.run(pack_b, [&](Index group, Index chunk) { multiply(group, chunk * block.rows); });
 }
 
 }  // namespace detail

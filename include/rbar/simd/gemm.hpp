@@ -13,6 +13,7 @@
 #include "rbar/simd/gemm_few_rows.hpp"
 #include "rbar/simd/gemm_kernel.hpp"
 #include "rbar/simd/gemm_pack.hpp"
+#include "rbar/simd/gemm_schedule.hpp"
 #include "rbar/simd/scratch.hpp"
 
 #include <algorithm>
@@ -21,16 +22,17 @@ namespace rbar::simd {
 
 namespace detail {
 
-// Slices of B, packed: two of at most 800 KiB, kept by the calling thread.
+// Slices of B, packed: up to four of at most 800 KiB, kept by the calling thread.
 struct PackedSlices {};
 
-// How one problem is cut. A slice of B is depth × columns; a chunk of C is rows × columns.
+// How one problem is cut. A slice of B is depth × columns; a chunk of C is rows × (columns / parts).
 template <class T>
 struct GemmBlocking {
   static constexpr Index max_packed_depth = gemm_max_depth<T>(true);
   static constexpr Index max_rows = 128;
 
   Index depth, max_slice, columns, rows;
+  Index parts = 1;  // what other threads packed comes from afar: with few rows to meet it, a thread takes part of it
 
   // A is packed again for every slice, so that there are to be few; where it lies ready, it has some of the cache.
   GemmBlocking(Index m, Index n, Index depth_, bool packs_a)
@@ -38,7 +40,12 @@ struct GemmBlocking {
     constexpr Index width = gemm_columns<T>;
     columns = even_part(n, std::max(max_slice / depth / width, Index{1}) * width, width);
     rows = even_part(m, max_rows, gemm_rows);
-    while (rows > 2 * gemm_rows && divide_up(m, rows) < 16 && rows * columns * depth >= 2 * gemm_min_work)
+    const Index threads = usable_threads();
+    while (threads > 1 && 2 * parts * parts * m < n * threads && 2 * parts * m <= 128 * threads &&
+           4 * parts * width <= columns)
+      parts *= 2;
+    while (rows > 2 * gemm_rows && divide_up(m, rows) * parts < gemm_pieces() &&
+           rows * columns * depth >= 2 * parts * gemm_min_work)
       rows = even_part(rows, divide_up(rows, 2), gemm_rows);
   }
 };
@@ -69,7 +76,12 @@ void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a
   const Index slices = divide_up(n, block.columns) * depth_slices;
   // Slices of all of k are multiplied by a chunk of A together where they fit: it is read, and C written, in one visit.
   const Index together = depth_slices * slice_size <= block.max_slice && n <= block.columns ? depth_slices : 1;
-  T* const packed = thread_scratch<T, PackedSlices>(std::min(slices, 2 * together) * slice_size);
+  const Index panels = divide_up(std::min(block.columns, n), width_b), row_blocks = divide_up(m, block.rows);
+  // Where a group has few panels, several threads pack one of them.
+  const Index pieces = panels * together >= usable_threads() ? 1 : std::min<Index>(4, divide_up(block.depth, 64));
+  const GemmSchedule schedule(slices / together, panels * together * pieces, row_blocks * block.parts, m, m * n * k);
+  const Index in_memory = schedule.places() * together;
+  T* const packed = thread_scratch<T, PackedSlices>(in_memory * slice_size);
 
   struct Slice {
     Index column, columns, inner, depth;
@@ -78,20 +90,27 @@ void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a
     const Index column = number / depth_slices * block.columns, inner = number % depth_slices * block.depth;
     return Slice{column, std::min(block.columns, n - column), inner, std::min(block.depth, k - inner)};
   };
-  const auto packed_slice = [&](Index number) { return packed + number % (2 * together) * slice_size; };
-  const auto pack_b = [&](Index number, Index panel) {
+  const auto packed_slice = [&](Index number) { return packed + number % in_memory * slice_size; };
+  const auto pack_b = [&](Index number, Index panel, Index piece) {
     const Slice slice = slice_at(number);
-    const Index j = panel * width_b;
-    pack_panels<width_b>(b.inner_contiguous, b.at(slice.column + j, slice.inner), b.stride,
-                         std::min(width_b, slice.columns - j), slice.depth, packed_slice(number) + j * slice.depth);
+    const Index j = panel * width_b, step = divide_up(slice.depth, pieces * lanes<T>) * lanes<T>;
+    const Index first = piece * step, depth_here = std::min(step, slice.depth - first);
+    if (j >= slice.columns || depth_here <= 0) return;  // the last slice may be smaller
+    pack_panels<width_b>(b.inner_contiguous, b.at(slice.column + j, slice.inner + first), b.stride,
+                         std::min(width_b, slice.columns - j), depth_here,
+                         packed_slice(number) + j * slice.depth + first * width_b);
   };
-  // The panels of A at `first`, `panel_step` apart, times a slice of B.
-  const auto multiply_chunk = [&](const Slice& slice, const T* packed_b, Index row, Index rows,
+  // The panels of A at `first`, `panel_step` apart, times a part of a slice of B. Threads begin at different panels of
+  // it: they would all ask the thread that packed it for the same lines.
+  const auto multiply_chunk = [&](const Slice& slice, const T* packed_b, Index part, Index row, Index rows,
                                   const PanelOfA<T>& first, Index panel_step) {
+    const Index all = divide_up(slice.columns, width_b), begin = all * part / block.parts;
+    const Index here = all * (part + 1) / block.parts - begin;
     const bool add = accumulate || slice.inner > 0;
     constexpr Index height = TransposedC ? transposed_rows : width_a;
     for (Index i = 0; i < rows; i += height)
-      for (Index j = 0; j < slice.columns; j += width_b) {
+      for (Index turn = 0; turn < here; ++turn) {
+        const Index j = (begin + (row / block.rows + turn) % here) * width_b;
         const Index column = slice.column + j, columns = std::min(width_b, slice.columns - j);
         const auto multiply_at = [&](Index r, T* to, Index stride, bool add_to) {
           const PanelOfA<T> panel{first.data + r / width_a * panel_step, first.row, first.step};
@@ -113,32 +132,27 @@ void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a
         }
       }
   };
-  const auto multiply = [&](Index number, Index row) {
+  const auto multiply = [&](Index number, Index row, Index part) {
     const Slice slice = slice_at(number);
     const Index rows = std::min(block.rows, m - row);
     const T* const packed_b = packed_slice(number);
     const T* const source = a.at(row, slice.inner);
     if (a.inner_contiguous)
-      return multiply_chunk(slice, packed_b, row, rows, {source, a.stride, 1}, width_a * a.stride);
+      return multiply_chunk(slice, packed_b, part, row, rows, {source, a.stride, 1}, width_a * a.stride);
     alignas(64) T packed_a[Blocking::max_rows * Blocking::max_packed_depth];
     pack_panels<width_a>(false, source, a.stride, rows, slice.depth, packed_a);
-    multiply_chunk(slice, packed_b, row, rows, {packed_a, 1, width_a}, width_a * slice.depth);
+    multiply_chunk(slice, packed_b, part, row, rows, {packed_a, 1, width_a}, width_a * slice.depth);
   };
 
-  // Step s multiplies the slices that step s-1 packed, which are then the ones in the caches, and packs the next.
-  const Index steps = slices / together;
-  for (Index step = 0; step <= steps; ++step) {
-    const Index next = step * together, panels = step < steps ? divide_up(slice_at(next).columns, width_b) : 0;
-    const Index chunks = step > 0 ? divide_up(m, block.rows) : 0, tasks = chunks + panels * together;
-    const Index work = (chunks > 0 ? m : 16) * slice_size;
-    parallel_for(tasks, work < gemm_min_work ? tasks : 1, [&](Index begin, Index end) {
-      for (Index task = begin; task < end; ++task)
-        if (task < chunks)
-          for (Index number = next - together; number < next; ++number) multiply(number, task * block.rows);
-        else
-          pack_b(next + (task - chunks) / panels, (task - chunks) % panels);
-    });
-  }
+  schedule.run(
+      [&](Index group, Index task) {
+        const Index panel = task / pieces;
+        pack_b(group * together + panel / panels, panel % panels, task % pieces);
+      },
+      [&](Index group, Index chunk) {
+        for (Index number = group * together; number < (group + 1) * together; ++number)
+          multiply(number, chunk % row_blocks * block.rows, chunk / row_blocks);
+      });
 }
 
 }  // namespace detail

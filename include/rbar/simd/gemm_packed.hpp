@@ -134,7 +134,8 @@ void for_packed_blocks(Index m, Index n, Index k, Index depth_step, Multiply&& m
   constexpr Index slice = (Index{576} << 10) / static_cast<Index>(sizeof(T)), most_rows = 128;
   const Index rows_step = even_part(m, most_rows, gemm_rows), row_blocks = divide_up(m, rows_step);
   Index block = even_part(panels, std::clamp<Index>(slice / (depth_step * width), 1, most_slots), 1);
-  while (block > 1 && row_blocks * divide_up(panels, block) < 16 && rows_step * block * width * k >= 2 * gemm_min_work)
+  while (block > 1 && row_blocks * divide_up(panels, block) < gemm_pieces() &&
+         rows_step * block * width * k >= 2 * gemm_min_work)
     block = even_part(panels, divide_up(block, 2), 1);
   const Index chunk = divide_up(gemm_min_work, rows_step * block * width * k);
   parallel_for(row_blocks * divide_up(panels, block), chunk, [&](Index begin, Index end) {
