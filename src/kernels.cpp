@@ -8,14 +8,15 @@
 namespace rbar::simd {
 
 template void blocked_gemm(bool, bool, Index, Index, Index, const float*, Index, const float*, Index, float*, Index,
-                           bool);
+                           bool, const float*);
 template void blocked_gemm(bool, bool, Index, Index, Index, const double*, Index, const double*, Index, double*, Index,
-                           bool);
+                           bool, const double*);
 
 template void pack_matrix(Index, Index, const float*, Index, float*);
 template void pack_matrix(Index, Index, const double*, Index, double*);
-template void packed_gemm(Index, Index, Index, const float*, Index, const float*, float*, Index, bool);
-template void packed_gemm(Index, Index, Index, const double*, Index, const double*, double*, Index, bool);
+template void packed_gemm(Index, Index, Index, const float*, Index, const float*, float*, Index, bool, const float*);
+template void packed_gemm(Index, Index, Index, const double*, Index, const double*, double*, Index, bool,
+                          const double*);
 
 template void pack_bf16(Index, Index, const float*, Index, Bf16Pair*);
 template void packed_bf16_gemm(Index, Index, Index, const float*, Index, const Bf16Pair*, float*, Index, bool,

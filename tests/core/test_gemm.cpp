@@ -181,6 +181,48 @@ TEST_CASE("gemm does not skip zeros: NaN and infinity propagate", "[gemm]") {
     }
 }
 
+TEMPLATE_TEST_CASE("gemm with a bias has the bits of adding to rows of it", "[gemm]", float, double,
+                   std::complex<float>) {
+  using T = TestType;
+  struct Threads {
+    ~Threads() { rbar::set_num_threads(1); }
+  } restore;
+  rbar::Rng rng(7);
+  // A row, few rows, few columns, yᵀ = W xᵀ, whole slices, many of them, an inner dimension of nothing.
+  for (const auto& [m, n, k] : {std::array<Index, 3>{1, 70, 90},
+                                {9, 300, 65},
+                                {200, 3, 50},
+                                {70, 200, 90},
+                                {300, 150, 130},
+                                {530, 100, 40},
+                                {120, 310, 1100},
+                                {5, 6, 0}})
+    for (const int threads : {1, 3})
+      for (const bool transpose_a : {false, true})
+        for (const bool transpose_b : {false, true}) {
+          CAPTURE(m, n, k, threads, transpose_a, transpose_b);
+          rbar::set_num_threads(threads);
+          const auto random = [&](Index count) {
+            std::vector<T> values(static_cast<std::size_t>(count));
+            for (T& value : values) value = T(static_cast<float>(rng.uniform(-1, 1)));
+            return values;
+          };
+          const std::vector<T> a = random(m * k), b = random(n * k), bias = random(n);
+          std::vector<T> begun(static_cast<std::size_t>(m * n)), added(begun.size());
+          const auto run = [&](std::vector<T>& c, bool accumulate, const T* begin) {
+            rbar::gemm(transpose_a ? Transpose::yes : Transpose::no, transpose_b ? Transpose::yes : Transpose::no, m, n,
+                       k, a.data(), transpose_a ? m : k, b.data(), transpose_b ? k : n, c.data(), n, accumulate, begin);
+          };
+          for (Index i = 0; i < m; ++i) std::copy_n(bias.data(), n, added.data() + i * n);
+          run(added, true, nullptr);
+          run(begun, false, bias.data());
+          REQUIRE(std::memcmp(begun.data(), added.data(), begun.size() * sizeof(T)) == 0);
+        }
+  T one(1);
+  REQUIRE_THROWS_WITH(rbar::gemm(Transpose::no, Transpose::no, 1, 1, 1, &one, 1, &one, 1, &one, 1, true, &one),
+                      ContainsText("gemm: accumulate"));
+}
+
 TEST_CASE("gemm gives the same bits for any number of threads", "[gemm]") {
   struct Threads {
     ~Threads() { rbar::set_num_threads(1); }

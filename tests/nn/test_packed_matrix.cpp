@@ -55,6 +55,12 @@ void compare(Index m, Index n, Index k, bool accumulate, rbar::Rng& rng) {
   for (Index i = 0; i < m * n; ++i)
     if (!(std::abs(static_cast<double>(right[static_cast<std::size_t>(border + i)] - expected.data()[i])) <= tolerance))
       FAIL("element " << i << ": " << right[static_cast<std::size_t>(border + i)] << ", not " << expected.data()[i]);
+  const auto bias = random_matrix<T>(1, n, rng);
+  rbar::Tensor<T, 2> begun = start, added(m, n);
+  for (Index i = 0; i < m; ++i) std::copy_n(bias.data(), n, added.data() + i * n);
+  pack(weight).product({left.data() + border, m, k}, rbar::rows(begun), false, bias.data());
+  pack(weight).product({left.data() + border, m, k}, rbar::rows(added), true);
+  REQUIRE(std::memcmp(begun.data(), added.data(), static_cast<std::size_t>(m * n) * sizeof(T)) == 0);
   for (Index i = 0; i < border; ++i) {
     REQUIRE(right[static_cast<std::size_t>(i)] == T(-77));
     REQUIRE(right[static_cast<std::size_t>(border + m * n + i)] == T(-77));

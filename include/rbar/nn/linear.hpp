@@ -14,15 +14,6 @@ namespace rbar {
 
 namespace detail {
 
-// Every row of y becomes `row` [y.cols()].
-template <class T>
-void fill_rows(MatrixView<T> y, const T* row) {
-  const Index chunk = std::max<Index>(1, 32768 / std::max<Index>(1, y.cols()));
-  parallel_for(y.rows(), chunk, [&](Index begin, Index end) {
-    for (Index i = begin; i < end; ++i) std::copy_n(row, y.cols(), y.data() + i * y.cols());
-  });
-}
-
 // total[j] += Σᵢ x[i][j]. Threads take columns, so the order of the sum is always the same; sums of
 // 128 rows are added up separately, which keeps fp32 accurate over many rows.
 template <class T>
@@ -99,20 +90,13 @@ struct Linear {
   void forward(ConstMatrixView<T> x, MatrixView<T> y) const {
     require_shape("Linear::forward", "x", x, {-1, in()});
     require_shape("Linear::forward", "y", y, {x.rows(), out()});
-    // The bias is where the product starts: no pass of its own afterwards.
-    const bool has_bias = bias.size() > 0;
-    if (has_bias) detail::fill_rows(y, bias.data());
-    product(x, y, has_bias);
+    multiply(x, y, /*accumulate=*/false, bias.size() > 0 ? bias.data() : nullptr);
   }
   // y (+)= x Wᵀ.
   void product(ConstMatrixView<T> x, MatrixView<T> y, bool accumulate) const {
     require_shape("Linear::product", "x", x, {-1, in()});
     require_shape("Linear::product", "y", y, {x.rows(), out()});
-    if (is_packed()) return packed.product(x, y, accumulate);
-    if constexpr (std::is_same_v<T, float>)
-      if (is_rounded()) return rounded.product(x, y, accumulate, rounded_inputs);
-    gemm(products, Transpose::no, Transpose::yes, x.rows(), out(), in(), x.data(), in(), weight.data(), in(), y.data(),
-         out(), accumulate);
+    multiply(x, y, accumulate, nullptr);
   }
 
   // dW += dyᵀ x, db += Σ dy, dx (+)= dy W. An empty dx is skipped.
@@ -140,6 +124,19 @@ struct Linear {
   void require_trainable(std::string_view operation) const {
     require(!is_frozen(), operation, "weight", "one that was not frozen for inference",
             is_packed() ? "packed" : "rounded");
+  }
+
+ private:
+  // The bias is where the product begins: it has no pass of its own.
+  void multiply(ConstMatrixView<T> x, MatrixView<T> y, bool accumulate, const T* begin) const {
+    if (is_packed()) return packed.product(x, y, accumulate, begin);
+    if constexpr (std::is_same_v<T, float>)
+      if (is_rounded()) {
+        if (begin) detail::fill_rows(begin, y.rows(), y.cols(), y.data(), y.cols());
+        return rounded.product(x, y, accumulate || begin, rounded_inputs);
+      }
+    gemm(products, Transpose::no, Transpose::yes, x.rows(), out(), in(), x.data(), in(), weight.data(), in(), y.data(),
+         out(), accumulate, begin);
   }
 };
 

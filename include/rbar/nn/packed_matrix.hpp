@@ -30,11 +30,11 @@ class PackedMatrix {
   bool empty() const { return out_ == 0; }
   std::span<const T> memory() const { return {memory_.data(), memory_.size()}; }
 
-  // y (+)= x Wᵀ.
-  void product(ConstMatrixView<T> x, MatrixView<T> y, bool accumulate) const {
+  // y (+)= x Wᵀ, or with a bias [out] y = bias + x Wᵀ.
+  void product(ConstMatrixView<T> x, MatrixView<T> y, bool accumulate, const T* bias = nullptr) const {
     require_shape("PackedMatrix::product", "x", x, {-1, in_});
     require_shape("PackedMatrix::product", "y", y, {x.rows(), out_});
-    simd::packed_gemm(x.rows(), out_, in_, x.data(), in_, memory_.data(), y.data(), out_, accumulate);
+    simd::packed_gemm(x.rows(), out_, in_, x.data(), in_, memory_.data(), y.data(), out_, accumulate, bias);
   }
 
  private:

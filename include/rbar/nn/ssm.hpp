@@ -316,9 +316,8 @@ struct SelectiveSSM {
                         pass.inner + b * tokens * inner + channel, inner);
     });
     x_proj.forward(as_const(matrix(pass.inner, count, inner)), matrix(pass.selection, count, width));
-    detail::fill_rows(matrix(pass.step, count, inner), dt_proj.bias.data());
     gemm(Transpose::no, Transpose::yes, count, inner, rank, pass.selection, width, dt_proj.weight.data(), rank,
-         pass.step, inner, /*accumulate=*/true);
+         pass.step, inner, /*accumulate=*/false, dt_proj.bias.data());
     T* gated = gated_scratch(count);
     const Index kept = simd::scan_chunks(tokens) * state_size();
     for_blocks(batch, tokens, [&](Index b, Index channel, Index block) {

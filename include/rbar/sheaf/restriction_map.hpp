@@ -135,7 +135,7 @@ struct RestrictionMap {
     require_shape("RestrictionMap::forward", "x", x, {-1, in()});
     require_shape("RestrictionMap::forward", "y", y, {x.rows(), out()});
     const bool has_bias = bias.size() > 0;
-    if (has_bias) detail::fill_rows(y, bias.data());
+    if (has_bias) detail::fill_rows(bias.data(), y.rows(), y.cols(), y.data(), y.cols());
     std::visit([&](const auto& map) { map.product(x, y, has_bias); }, linear);
   }
 

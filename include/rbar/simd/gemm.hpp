@@ -17,6 +17,7 @@
 #include "rbar/simd/scratch.hpp"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace rbar::simd {
 
@@ -65,10 +66,11 @@ struct GemmOperand {
   const T* at(Index i, Index p) const { return data + (inner_contiguous ? i * stride + p : p * stride + i); }
 };
 
-// C[m,n] (+)= A·Bᵀ of two operands; with TransposedC, C(i, j) is c[j·ldc + i].
+// C[m,n] (+)= A·Bᵀ of two operands; with TransposedC, C(i, j) is c[j·ldc + i]. A bias runs along what lies together in
+// c, and is where C begins.
 template <bool TransposedC, class T>
 void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a, const GemmOperand<T>& b, T* c,
-                 Index ldc, bool accumulate) {
+                 Index ldc, bool accumulate, const T* bias) {
   using Blocking = GemmBlocking<T>;
   constexpr Index width_a = gemm_rows, width_b = gemm_columns<T>;
   const Blocking block(m, n, depth, !a.inner_contiguous);
@@ -106,7 +108,8 @@ void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a
                                   const PanelOfA<T>& first, Index panel_step) {
     const Index all = divide_up(slice.columns, width_b), begin = all * part / block.parts;
     const Index here = all * (part + 1) / block.parts - begin;
-    const bool add = accumulate || slice.inner > 0;
+    const bool begin_with_bias = bias != nullptr && slice.inner == 0;
+    const bool add = accumulate || bias != nullptr || slice.inner > 0;
     constexpr Index height = TransposedC ? transposed_rows : width_a;
     for (Index i = 0; i < rows; i += height)
       for (Index turn = 0; turn < here; ++turn) {
@@ -119,6 +122,7 @@ void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a
         };
         if constexpr (TransposedC) {
           T* const to = c + column * ldc + row + i;
+          if (begin_with_bias) begin_rows(bias + row + i, to, ldc, columns, std::min(height, rows - i));
           alignas(64) T tile[height * width_b];
           for (Index r = i; r < std::min(i + height, rows); r += width_a) {
             if ((r - i) % lanes<T> == 0)
@@ -128,7 +132,9 @@ void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a
           for (Index r = 0; r < height && i + r < rows; r += lanes<T>)
             write_transposed(tile + r * width_b, to + r, ldc, std::min(lanes<T>, rows - i - r), columns, add);
         } else {
-          multiply_at(i, c + (row + i) * ldc + column, ldc, add);
+          T* const to = c + (row + i) * ldc + column;
+          if (begin_with_bias) begin_rows(bias + column, to, ldc, std::min(width_a, rows - i), columns);
+          multiply_at(i, to, ldc, add);
         }
       }
   };
@@ -157,11 +163,17 @@ void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a
 
 }  // namespace detail
 
-// C[m,n] (+)= op(A)·op(B); A is stored [m,k], or [k,m] if transpose_a; B [k,n], or [n,k] if transpose_b.
+// C[m,n] (+)= op(A)·op(B), or with a bias [n] C = bias + op(A)·op(B); A is stored [m,k], or [k,m] if transpose_a; B
+// [k,n], or [n,k] if transpose_b.
 template <class T>
 void blocked_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k, const T* a, Index lda, const T* b,
-                  Index ldb, T* c, Index ldc, bool accumulate) {
+                  Index ldb, T* c, Index ldc, bool accumulate, const std::type_identity_t<T>* bias = nullptr) {
   using namespace detail;
+  const bool slices = m > gemm_few_rows && (transpose_a || (transpose_b ? n > 4 : m > gemm_copying_most));
+  if (bias != nullptr && !slices) {
+    begin_rows(bias, c, ldc, m, n);
+    accumulate = true;
+  }
   if (!transpose_a && transpose_b && n <= 4) {
     // Bound by reading A once, in dot products that do not know of other rows: no packing.
     const Index chunk_rows = std::max<Index>(8, gemm_min_work / 2 / (n * k));
@@ -176,16 +188,16 @@ void blocked_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k,
     return copying_gemm(m, n, k, depth, a, lda, b, ldb, c, ldc, accumulate);
   const GemmOperand<T> left{a, lda, !transpose_a}, right{b, ldb, transpose_b};
   if (transpose_b && m < n && m <= gemm_transposed_most)
-    sliced_gemm<true>(n, m, k, depth, right, left, c, ldc, accumulate);
+    sliced_gemm<true>(n, m, k, depth, right, left, c, ldc, accumulate, bias);
   else
-    sliced_gemm<false>(m, n, k, depth, left, right, c, ldc, accumulate);
+    sliced_gemm<false>(m, n, k, depth, left, right, c, ldc, accumulate, bias);
 }
 
 #if defined(RBAR_COMPILED_KERNELS)
 extern template void blocked_gemm(bool, bool, Index, Index, Index, const float*, Index, const float*, Index, float*,
-                                  Index, bool);
+                                  Index, bool, const float*);
 extern template void blocked_gemm(bool, bool, Index, Index, Index, const double*, Index, const double*, Index, double*,
-                                  Index, bool);
+                                  Index, bool, const double*);
 #endif
 
 }  // namespace rbar::simd

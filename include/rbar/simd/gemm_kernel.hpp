@@ -5,6 +5,7 @@
 #include "rbar/simd/batch.hpp"
 #include "rbar/simd/gemm_pack.hpp"
 
+#include <algorithm>
 #include <utility>
 
 namespace rbar::simd {
@@ -150,6 +151,12 @@ void multiply_panels(Index depth, const detail::PanelOfA<T>& a, const T* b, Inde
     detail::multiply_rows<Product, gemm_rows, 2>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
   else
     detail::multiply_rows<Product, gemm_rows, 1>(depth, a, b, b_step, c, ldc, rows, columns, accumulate);
+}
+
+// Rows of C begin as `row` [columns], where a product is added to them next.
+template <class T>
+void begin_rows(const T* row, T* c, Index ldc, Index rows, Index columns) {
+  for (Index i = 0; i < rows; ++i) std::copy_n(row, columns, c + i * ldc);
 }
 
 // C[j·ldc + r] (+)= block[r·gemm_columns + j] for up to a register of rows r.

@@ -10,6 +10,7 @@
 #include "rbar/simd/gemm_pack.hpp"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace rbar::simd {
 
@@ -132,11 +133,16 @@ void for_packed_blocks(Index m, Index n, Index k, Index depth_step, Multiply&& m
   }
   // A task is a block of C: rows that stay in the second cache with as many panels of a slice of B.
   constexpr Index slice = (Index{576} << 10) / static_cast<Index>(sizeof(T)), most_rows = 128;
-  const Index rows_step = even_part(m, most_rows, gemm_rows), row_blocks = divide_up(m, rows_step);
+  Index rows_step = even_part(m, most_rows, gemm_rows);
   Index block = even_part(panels, std::clamp<Index>(slice / (depth_step * width), 1, most_slots), 1);
-  while (block > 1 && row_blocks * divide_up(panels, block) < gemm_pieces() &&
-         rows_step * block * width * k >= 2 * gemm_min_work)
-    block = even_part(panels, divide_up(block, 2), 1);
+  while (divide_up(m, rows_step) * divide_up(panels, block) < 2 * gemm_pieces() &&
+         rows_step * block * width * k >= 2 * gemm_min_work && (block > 1 || rows_step > 2 * gemm_rows)) {
+    if (block > 1)
+      block = even_part(panels, divide_up(block, 2), 1);
+    else
+      rows_step = even_part(m, divide_up(rows_step, 2), gemm_rows);
+  }
+  const Index row_blocks = divide_up(m, rows_step);
   const Index chunk = divide_up(gemm_min_work, rows_step * block * width * k);
   parallel_for(row_blocks * divide_up(panels, block), chunk, [&](Index begin, Index end) {
     for (Index task = begin; task < end; ++task) {
@@ -154,16 +160,18 @@ void for_packed_blocks(Index m, Index n, Index k, Index depth_step, Multiply&& m
 
 }  // namespace detail
 
-// C[m,n] (+)= A[m,k]·Bᵀ, B from pack_matrix. Needs k > 0.
+// C[m,n] (+)= A[m,k]·Bᵀ, B from pack_matrix, or with a bias [n] C = bias + A·Bᵀ. Needs k > 0.
 template <class T>
-void packed_gemm(Index m, Index n, Index k, const T* a, Index lda, const T* packed, T* c, Index ldc, bool accumulate) {
+void packed_gemm(Index m, Index n, Index k, const T* a, Index lda, const T* packed, T* c, Index ldc, bool accumulate,
+                 const std::type_identity_t<T>* bias = nullptr) {
   using namespace detail;
   for_packed_blocks<T>(m, n, k, gemm_depth<T>(false, k), [&](const PackedBlock& at) {
     const Index width = panel_width<T>(at.columns);
     const T* const left = a + at.row * lda + at.inner;
     const T* const panel = packed + at.column * k + at.inner * width;
     T* const to = c + at.row * ldc + at.column;
-    const bool add = accumulate || at.inner > 0;
+    const bool add = accumulate || bias != nullptr || at.inner > 0;
+    if (bias != nullptr && at.inner == 0) begin_rows(bias + at.column, to, ldc, at.rows, at.columns);
     if (at.streamed)
       with_vectors<T>(at.columns, [&]<Index Vectors>() {
         multiply_streamed_rows<gemm_rows, Vectors>(at.depth, left, lda, panel, to, ldc, at.rows, at.columns, add);
@@ -176,8 +184,10 @@ void packed_gemm(Index m, Index n, Index k, const T* a, Index lda, const T* pack
 #if defined(RBAR_COMPILED_KERNELS)
 extern template void pack_matrix(Index, Index, const float*, Index, float*);
 extern template void pack_matrix(Index, Index, const double*, Index, double*);
-extern template void packed_gemm(Index, Index, Index, const float*, Index, const float*, float*, Index, bool);
-extern template void packed_gemm(Index, Index, Index, const double*, Index, const double*, double*, Index, bool);
+extern template void packed_gemm(Index, Index, Index, const float*, Index, const float*, float*, Index, bool,
+                                 const float*);
+extern template void packed_gemm(Index, Index, Index, const double*, Index, const double*, double*, Index, bool,
+                                 const double*);
 #endif
 
 }  // namespace rbar::simd
