@@ -172,7 +172,7 @@ void packed_gemm(Index m, Index n, Index k, const T* a, Index lda, const T* pack
     T* const to = c + at.row * ldc + at.column;
     const bool add = accumulate || bias != nullptr || at.inner > 0;
     if (bias != nullptr && at.inner == 0) begin_rows(bias + at.column, to, ldc, at.rows, at.columns);
-    if (at.streamed)
+    if (at.streamed || at.first)  // the panel comes from afar: it is asked for ahead
       with_vectors<T>(at.columns, [&]<Index Vectors>() {
         multiply_streamed_rows<gemm_rows, Vectors>(at.depth, left, lda, panel, to, ldc, at.rows, at.columns, add);
       });
