@@ -189,17 +189,18 @@ TEMPLATE_TEST_CASE("gemm with a bias has the bits of adding to rows of it", "[ge
   } restore;
   rbar::Rng rng(7);
   // A row, few rows, few columns, yᵀ = W xᵀ, whole slices, many of them, an inner dimension of nothing.
-  for (const auto& [m, n, k] : {std::array<Index, 3>{1, 70, 90},
-                                {9, 300, 65},
-                                {200, 3, 50},
-                                {70, 200, 90},
-                                {300, 150, 130},
-                                {530, 100, 40},
-                                {120, 310, 1100},
-                                {5, 6, 0}})
+  for (const auto& shape : {std::array<Index, 3>{1, 70, 90},
+                            {9, 300, 65},
+                            {200, 3, 50},
+                            {70, 200, 90},
+                            {300, 150, 130},
+                            {530, 100, 40},
+                            {120, 310, 1100},
+                            {5, 6, 0}})
     for (const int threads : {1, 3})
       for (const bool transpose_a : {false, true})
         for (const bool transpose_b : {false, true}) {
+          const Index m = shape[0], n = shape[1], k = shape[2];
           CAPTURE(m, n, k, threads, transpose_a, transpose_b);
           rbar::set_num_threads(threads);
           const auto random = [&](Index count) {
