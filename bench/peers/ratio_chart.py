@@ -2,7 +2,7 @@
 import html
 import math
 
-BAR, GAP, LABEL, FIELD, MARGIN = 12, 8, 330, 560, 70
+BAR, GAP, LABEL, FIELD, MARGIN = 12, 8, 400, 560, 70
 COLOURS = ["#4c78a8", "#72b7b2", "#54a24b", "#9d755d"]
 BEHIND = "#e45756"
 
