@@ -45,7 +45,7 @@ TEST_CASE("parallel_steps visits every index of every step once, and a step may 
     for (const Eigen::Index steps : {0, 1, 2, 37})
       for (const Eigen::Index count : {0, 1, 3, 16, 41}) {
         INFO(threads << " threads, " << steps << " steps of " << count);
-        std::vector<rbar::Progress> rows(static_cast<std::size_t>(count));
+        std::vector<rbar::TaskCounter> rows(static_cast<std::size_t>(count));
         std::vector<Eigen::Index> visits(rows.size(), 0), sums(rows.size(), 0);
         rbar::parallel_steps(steps, count, [&](Eigen::Index step, Eigen::Index i) noexcept {
           // Its own row, and the one that another thread has: their last step, neither written meanwhile.
@@ -69,7 +69,7 @@ TEST_CASE("parallel_steps within a parallel job and beside another one goes in o
   const auto job = [&] {
     for (int repeat = 0; repeat < 300; ++repeat)
       rbar::parallel_for(4, 1, [&](Eigen::Index, Eigen::Index) {
-        rbar::Progress done;
+        rbar::TaskCounter done;
         rbar::parallel_steps(3, 5, [&](Eigen::Index step, Eigen::Index) noexcept {
           done.wait_for(5 * step);
           ++sum;

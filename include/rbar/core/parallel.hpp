@@ -177,6 +177,9 @@ inline void set_num_threads(int count) { detail::ThreadPool::instance().set_num_
 inline int num_threads() { return detail::ThreadPool::instance().num_threads(); }
 // Those that a parallel_for called here would run on: one within another.
 inline int usable_threads() { return detail::ThreadPool::instance().usable_threads(); }
+// Tasks that keep them all busy to the end, though some are slower than others: for work that may be cut anywhere
+// without a change of a bit.
+inline Eigen::Index tasks_for_threads() { return usable_threads() == 1 ? 1 : 4 * usable_threads(); }
 
 // body(begin, end) over [0, count) in chunks of `chunk_size` (the last one shorter).
 template <class Body>
@@ -200,7 +203,7 @@ void parallel_for(Eigen::Index count, Eigen::Index chunk_size, Body&& body) {
 }
 
 // body(step, i) for i in [0, count) of every step. It starts when all of the earlier steps have started, so that it may
-// wait (Progress) for those of them that it builds on: no thread idles at the end of a step. body must not throw.
+// wait (TaskCounter) for those of them that it builds on: no thread idles at the end of a step. body must not throw.
 template <class Body>
 void parallel_steps(Eigen::Index steps, Eigen::Index count, Body&& body) {
   using Index = Eigen::Index;
@@ -214,7 +217,7 @@ void parallel_steps(Eigen::Index steps, Eigen::Index count, Body&& body) {
 }
 
 // Counts what was done, for those who wait for it.
-class alignas(64) Progress {
+class alignas(64) TaskCounter {
  public:
   void add() { done_.fetch_add(1, std::memory_order_release); }
   void wait_for(Eigen::Index count) const {

@@ -144,7 +144,8 @@ struct RoundedBlocking {
     constexpr Index width = gemm_columns<float>;
     columns = even_part(n, std::clamp(max_slice / depth / width, Index{1}, 528 / width) * width, width);
     rows = even_part(m, max_rows, gemm_rows);
-    while (rows > 2 * gemm_rows && divide_up(m, rows) < gemm_pieces() && rows * columns * depth >= 2 * gemm_min_work)
+    while (rows > 2 * gemm_rows && divide_up(m, rows) < tasks_for_threads() &&
+           rows * columns * depth >= 2 * gemm_min_work)
       rows = even_part(rows, divide_up(rows, 2), gemm_rows);
   }
 };

@@ -45,7 +45,7 @@ struct GemmBlocking {
     while (threads > 1 && 2 * parts * parts * m < n * threads && 2 * parts * m <= 128 * threads &&
            4 * parts * width <= columns)
       parts *= 2;
-    while (rows > 2 * gemm_rows && divide_up(m, rows) * parts < gemm_pieces() &&
+    while (rows > 2 * gemm_rows && divide_up(m, rows) * parts < tasks_for_threads() &&
            rows * columns * depth >= 2 * parts * gemm_min_work)
       rows = even_part(rows, divide_up(rows, 2), gemm_rows);
   }

@@ -2,7 +2,6 @@
 // is summed in the same order whatever the shape of the product around it.
 #pragma once
 
-#include "rbar/core/parallel.hpp"
 #include "rbar/simd/batch.hpp"
 
 namespace rbar::simd::detail {
@@ -27,8 +26,5 @@ constexpr Index gemm_depth(bool transpose_a, Index k) {
 
 // Multiply-adds that pay for a hand-over to another thread.
 inline constexpr Index gemm_min_work = Index{1} << 19;
-
-// Pieces of C that keep all threads busy to the end, though some are slower than others.
-inline Index gemm_pieces() { return usable_threads() == 1 ? 1 : 4 * usable_threads(); }
 
 }  // namespace rbar::simd::detail

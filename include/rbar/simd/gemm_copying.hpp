@@ -26,7 +26,8 @@ void copying_gemm(Index m, Index n, Index k, Index depth, const T* a, Index lda,
   constexpr Index width = gemm_columns<T>, most_rows = 256;
   const Index panels = divide_up(n, width);
   Index rows = even_part(m, most_rows, gemm_rows);
-  while (rows > 4 * gemm_rows && panels * divide_up(m, rows) < gemm_pieces() && rows * width * k >= 2 * gemm_min_work)
+  while (rows > 4 * gemm_rows && panels * divide_up(m, rows) < tasks_for_threads() &&
+         rows * width * k >= 2 * gemm_min_work)
     rows = even_part(rows, divide_up(rows, 2), gemm_rows);
   const Index blocks = divide_up(m, rows);
   // Rows [row, row_end) of C, columns of one panel.

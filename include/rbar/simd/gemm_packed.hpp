@@ -135,7 +135,7 @@ void for_packed_blocks(Index m, Index n, Index k, Index depth_step, Multiply&& m
   constexpr Index slice = (Index{576} << 10) / static_cast<Index>(sizeof(T)), most_rows = 128;
   Index rows_step = even_part(m, most_rows, gemm_rows);
   Index block = even_part(panels, std::clamp<Index>(slice / (depth_step * width), 1, most_slots), 1);
-  while (divide_up(m, rows_step) * divide_up(panels, block) < 2 * gemm_pieces() &&
+  while (divide_up(m, rows_step) * divide_up(panels, block) < 2 * tasks_for_threads() &&
          rows_step * block * width * k >= 2 * gemm_min_work && (block > 1 || rows_step > 2 * gemm_rows)) {
     if (block > 1)
       block = even_part(panels, divide_up(block, 2), 1);

@@ -41,8 +41,8 @@ struct GemmSchedule {
       return;
     }
     const Index tasks = chunks + panels;
-    Progress packed[4], multiplied[4];  // of the groups that were in a place
-    Progress* const met = thread_scratch<Progress, ChunkProgress>(chunks);
+    TaskCounter packed[4], multiplied[4];  // of the groups that were in a place
+    TaskCounter* const met = thread_scratch<TaskCounter, ChunkProgress>(chunks);
     for (Index chunk = 0; chunk < chunks; ++chunk) std::construct_at(met + chunk);
     // Step s packs group s and multiplies group s − ahead, the panels spread evenly among the chunks.
     parallel_steps(groups + ahead, tasks, [&](Index step, Index task) noexcept {
