@@ -63,8 +63,9 @@ TEST_CASE("rounding to bf16 takes the nearest, ties to even") {
 TEST_CASE("products with bf16 weights are at most twice as far from exact ones as the naive ones are") {
   const Index sizes[][3] = {{1, 1, 1},   {1, 7, 5},    {2, 4, 32},    {3, 5, 31},     {4, 9, 33},    {5, 130, 64},
                             {17, 6, 95}, {66, 37, 70}, {1, 256, 513}, {130, 19, 257}, {8, 64, 2048}, {19, 50, 3001}};
-  for (const auto& [m, n, k] : sizes)
+  for (const auto& size : sizes)
     for (const Bf16Inputs inputs : all_bf16_inputs) {
+      const Index m = size[0], n = size[1], k = size[2];
       INFO(m << " × " << n << " × " << k << ", rounded: " << name_of(inputs));
       const auto a = random_floats(m * k, 1), weights = random_floats(n * k, 2);
       const auto c = product(m, n, k, a, weights, inputs);
