@@ -47,16 +47,26 @@ inline constexpr Index groups = simd::register_count / 4;  // of three registers
 template <class T>
 RBAR_NOINLINE T multiply_add_chains(Index steps) {
   simd::Batch<T> accumulator[groups][3];
-  for (Index i = 0; i < groups; ++i)
+  RBAR_UNROLL
+  for (Index i = 0; i < groups; ++i) {
+    RBAR_UNROLL
     for (Index j = 0; j < 3; ++j) accumulator[i][j] = simd::broadcast(static_cast<T>(3 * i + j));
+  }
   const auto factor = simd::broadcast(T(0.999)), term = simd::broadcast(T(0.001));
-  for (Index step = 0; step < steps; ++step)
-    for (Index i = 0; i < groups; ++i)
+  for (Index step = 0; step < steps; ++step) {
+    RBAR_UNROLL
+    for (Index i = 0; i < groups; ++i) {
+      RBAR_UNROLL
       for (Index j = 0; j < 3; ++j) accumulator[i][j] = simd::multiply_add(accumulator[i][j], factor, term);
+    }
+  }
   benchmark::ClobberMemory();  // else calls with the same argument would be merged
   auto sum = simd::zero<T>();
-  for (Index i = 0; i < groups; ++i)
+  RBAR_UNROLL
+  for (Index i = 0; i < groups; ++i) {
+    RBAR_UNROLL
     for (Index j = 0; j < 3; ++j) sum = sum + accumulator[i][j];
+  }
   return simd::reduce_add(sum);
 }
 

@@ -127,6 +127,7 @@ struct BackwardTile {
     });
     if (!ends) {
       std::copy_n(dquery_lanes, query.dim * tile.width(), kept_here);
+      RBAR_UNROLL
       for (std::size_t i = 0; i < Values::query_count; ++i)
         std::copy_n(dquery_values[i].begin(), tile.width(), kept_values(kept_here, i));
       return;
@@ -142,6 +143,7 @@ struct BackwardTile {
     if constexpr (Values::query_count > 0)
       for (Index row = 0; row < tile.rows; ++row) {
         T sums[Values::query_count];
+        RBAR_UNROLL
         for (std::size_t i = 0; i < Values::query_count; ++i) sums[i] = dquery_values[i][static_cast<std::size_t>(row)];
         gradient.add_query(tile.queries[row], sums);
       }
@@ -194,6 +196,7 @@ struct BackwardTile {
       std::copy_n(kept_here, query.dim * tile.width(), dquery_lanes);
     else
       std::fill_n(dquery_lanes, query.dim * tile.width(), T(0));
+    RBAR_UNROLL
     for (std::size_t i = 0; i < Values::query_count; ++i)
       if (kept_here)
         std::copy_n(kept_values(kept_here, i), tile.width(), dquery_values[i].begin());
@@ -232,6 +235,7 @@ struct BackwardTile {
     if constexpr (Values::key_count > 0)
       for (Index j = 0; j < count; ++j) {
         T sums[Values::key_count];
+        RBAR_UNROLL
         for (std::size_t i = 0; i < Values::key_count; ++i) sums[i] = dkey_values[i][static_cast<std::size_t>(j)];
         gradient.add_key(KeyIndex{tile.pair.batch, tile.kv_head, first + j, tile.pair.key_row + first + j}, sums);
       }
@@ -243,11 +247,13 @@ struct BackwardTile {
       const auto lane_values = values.query_lanes(v);
       const auto row_shift = simd::load(shift + v * lanes), row_delta = simd::load(delta + v * lanes);
       typename Values::QueryLanes dlane_values;
+      RBAR_UNROLL
       for (std::size_t i = 0; i < Values::query_count; ++i)
         dlane_values[i] = simd::load(dquery_values[i].data() + v * lanes);
       for (Index j = strip.first; j < strip.first + strip.count; ++j) {
         const auto key_lanes = values.key_lanes(j);
         typename Values::KeyLanes dkey_lanes;  // over the vectors so far
+        RBAR_UNROLL
         for (std::size_t i = 0; i < Values::key_count; ++i)
           dkey_lanes[i] = v > strip.vector_begin ? simd::load(dkey_sums[i].data() + j * lanes) : simd::zero<T>();
         const auto at = tile.lanes_at(v, views.key, first + j);
@@ -260,11 +266,14 @@ struct BackwardTile {
         const auto dlogit = p * (simd::load(ds_at) - row_delta);
         simd::store(p_at, p);
         simd::store(ds_at, score.vjp(dlogit, dot, lane_values, key_lanes, at, dlane_values, dkey_lanes, gradient));
+        RBAR_UNROLL
         for (std::size_t i = 0; i < Values::key_count; ++i) simd::store(dkey_sums[i].data() + j * lanes, dkey_lanes[i]);
       }
+      RBAR_UNROLL
       for (std::size_t i = 0; i < Values::query_count; ++i)
         simd::store(dquery_values[i].data() + v * lanes, dlane_values[i]);
     }
+    RBAR_UNROLL
     for (std::size_t i = 0; i < Values::key_count; ++i)
       for (Index j = strip.first; j < strip.first + strip.count; ++j)
         dkey_values[i][static_cast<std::size_t>(j)] += simd::reduce_add(simd::load(dkey_sums[i].data() + j * lanes));

@@ -164,9 +164,11 @@ struct ForwardTile {
   // first:
   template <std::size_t Rows, std::size_t Vectors>
   RBAR_INLINE void take_logits(const simd::Batch<T> (&dots)[Rows][Vectors], Index j, Index v, Index first) {
+    RBAR_UNROLL
     for (std::size_t c = 0; c < Vectors; ++c, ++v) {
       const auto query_lanes = values.query_lanes(v);
       auto largest = simd::load(row_max + v * lanes);
+      RBAR_UNROLL
       for (std::size_t r = 0; r < Rows; ++r) {
         const Index at = j + static_cast<Index>(r);
         const auto logit =

@@ -308,6 +308,7 @@ struct ScoreValues {
       for (Index row = 0; row < tile.width(); ++row) {
         T values[query_count];
         score.load_query(tile.queries[row], values);
+        RBAR_UNROLL
         for (std::size_t i = 0; i < query_count; ++i) query[i][static_cast<std::size_t>(row)] = values[i];
       }
   }
@@ -316,16 +317,19 @@ struct ScoreValues {
       for (Index j = 0; j < count; ++j) {
         T values[key_count];
         score.load_key(KeyIndex{tile.pair.batch, tile.kv_head, first + j, tile.pair.key_row + first + j}, values);
+        RBAR_UNROLL
         for (std::size_t i = 0; i < key_count; ++i) key[i][static_cast<std::size_t>(j)] = values[i];
       }
   }
   RBAR_INLINE QueryLanes query_lanes(Index v) const {
     QueryLanes lanes;
+    RBAR_UNROLL
     for (std::size_t i = 0; i < query_count; ++i) lanes[i] = simd::load(query[i].data() + v * simd::lanes<T>);
     return lanes;
   }
   RBAR_INLINE KeyLanes key_lanes(Index j) const {
     KeyLanes lanes;
+    RBAR_UNROLL
     for (std::size_t i = 0; i < key_count; ++i) lanes[i] = simd::broadcast(key[i][static_cast<std::size_t>(j)]);
     return lanes;
   }

@@ -57,10 +57,14 @@ void cross_token_backward(const TokenPairs& pairs, Index k, Index features, cons
     alignas(64) T real[feature_block] = {}, imaginary[feature_block] = {};
     const auto add = [&](Index token, T w_real, T w_imaginary) {
       const T *cosine = phasors + token * 2 * features + first, *sine = cosine + features;
-      for (Index d = 0; d < size; ++d) {
-        real[d] += w_real * cosine[d] - w_imaginary * sine[d];
-        imaginary[d] += w_real * sine[d] + w_imaginary * cosine[d];
-      }
+      const auto re = simd::broadcast(w_real), im = simd::broadcast(w_imaginary);
+      simd::detail::for_registers<T>(size, [&](Index d, Index count) {
+        const auto c = simd::detail::load_up_to(cosine + d, count), s = simd::detail::load_up_to(sine + d, count);
+        const auto sum_real = simd::multiply_add(re, c, simd::load(real + d));
+        const auto sum_imaginary = simd::multiply_add(re, s, simd::load(imaginary + d));
+        simd::store(real + d, simd::multiply_add(-im, s, sum_real));
+        simd::store(imaginary + d, simd::multiply_add(im, c, sum_imaginary));
+      });
     };
     for (Index o = 1; o <= pairs.offsets; ++o) {
       const auto weight = [&](Index token) { return weights + (token * pairs.offsets + o - 1) * 2; };

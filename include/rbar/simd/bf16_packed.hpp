@@ -67,11 +67,16 @@ RBAR_NOINLINE void multiply_bf16(Index elements, const float* RBAR_RESTRICT a, I
                                  bool accumulate) {
   constexpr Index width = Vectors * lanes<float>, ahead = 64 * width;
   Batch<float> sum[Rows][Vectors];
-  for (auto& row : sum)
+  RBAR_UNROLL
+  for (auto& row : sum) {
+    RBAR_UNROLL
     for (auto& part : row) part = zero<float>();
-  const auto multiply = [&](Index column_of_a, const Batch<float>(&right)[Vectors]) {
+  }
+  const auto multiply = [&](Index column_of_a, const Batch<float>(&right)[Vectors]) RBAR_INLINE_LAMBDA {
+    RBAR_UNROLL
     for (Index r = 0; r < Rows; ++r) {
       const Batch<float> left = broadcast(a[r * lda + column_of_a]);
+      RBAR_UNROLL
       for (Index v = 0; v < Vectors; ++v)
         sum[r][v] =
             Pairs ? RoundedWord::multiply_add(left, right[v], sum[r][v]) : multiply_add(left, right[v], sum[r][v]);
@@ -81,28 +86,35 @@ RBAR_NOINLINE void multiply_bf16(Index elements, const float* RBAR_RESTRICT a, I
   const Index whole = Pairs ? divide_up(elements, 2) : elements / 2;
   for (Index p = 0; p < whole; ++p, b += width) {
     Batch<Bf16Pair> pairs[Vectors];
+    RBAR_UNROLL
     for (Index v = 0; v < Vectors; ++v) {
       pairs[v] = Batch<Bf16Pair>::load_unaligned(b + v * lanes<float>);
       hold(pairs[v]);
     }
     if constexpr (Rows == bf16_rows<Pairs>) prefetch_row(b + ahead, width);
     if constexpr (Pairs) {
+      RBAR_UNROLL
       for (Index v = 0; v < Vectors; ++v) right[v] = from_bits(pairs[v]);
       multiply(p, right);
     } else {
+      RBAR_UNROLL
       for (Index v = 0; v < Vectors; ++v) right[v] = from_bits(pairs[v] << 16);
       multiply(2 * p, right);
       const Batch<Bf16Pair> upper(static_cast<Bf16Pair>(0xffff0000u));
+      RBAR_UNROLL
       for (Index v = 0; v < Vectors; ++v) right[v] = from_bits(pairs[v] & upper);
       multiply(2 * p + 1, right);
     }
   }
   if (!Pairs && elements % 2 != 0) {
+    RBAR_UNROLL
     for (Index v = 0; v < Vectors; ++v)
       right[v] = from_bits(Batch<Bf16Pair>::load_unaligned(b + v * lanes<float>) << 16);
     multiply(elements - 1, right);
   }
-  for (Index r = 0; r < Rows; ++r)
+  RBAR_UNROLL
+  for (Index r = 0; r < Rows; ++r) {
+    RBAR_UNROLL
     for (Index v = 0; v < Vectors; ++v) {
       float* const to = c + r * ldc + v * lanes<float>;
       if (const Index count = columns - v * lanes<float>; count >= lanes<float>)
@@ -110,6 +122,7 @@ RBAR_NOINLINE void multiply_bf16(Index elements, const float* RBAR_RESTRICT a, I
       else
         store_partial(to, accumulate ? load_partial(to, count) + sum[r][v] : sum[r][v], count);
     }
+  }
 }
 template <bool Pairs, Index Rows, Index Vectors>
 void multiply_bf16_rows(Index elements, const float* a, Index lda, const Bf16Pair* b, float* c, Index ldc, Index rows,

@@ -20,13 +20,16 @@ template <class T>
 RBAR_NOINLINE double residual_energy_block(const T* RBAR_RESTRICT a, const T* RBAR_RESTRICT b, Index count) {
   constexpr Index L = lanes<T>, unroll = 8;
   Batch<T> sum[unroll];
+  RBAR_UNROLL
   for (Index j = 0; j < unroll; ++j) sum[j] = zero<T>();
   Index i = 0;
-  for (; i + unroll * L <= count; i += unroll * L)
+  for (; i + unroll * L <= count; i += unroll * L) {
+    RBAR_UNROLL
     for (Index j = 0; j < unroll; ++j) {
       const Batch<T> difference = load(a + i + j * L) - load(b + i + j * L);
       sum[j] = multiply_add(difference, difference, sum[j]);
     }
+  }
   for (; i + L <= count; i += L) {
     const Batch<T> difference = load(a + i) - load(b + i);
     sum[0] = multiply_add(difference, difference, sum[0]);

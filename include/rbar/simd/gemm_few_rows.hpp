@@ -33,21 +33,25 @@ void multiply_transposed(Index depth, const T* a, Index a_step, Index a_panel, c
                          Index ahead_stride, T* c, Index ldc, Index rows, Index columns, bool accumulate) {
   constexpr Index side = block_lanes<T>;
   Batch<T> sum[Rows];
+  RBAR_UNROLL
   for (Index r = 0; r < Rows; ++r) sum[r] = zero<T>();
-  const auto multiply = [&](Index p, const Batch<T>& right) {
+  const auto multiply = [&](Index p, const Batch<T>& right) RBAR_INLINE_LAMBDA {
+    RBAR_UNROLL
     for (Index r = 0; r < Rows; ++r)
       sum[r] = multiply_add(broadcast(a[r / gemm_rows * a_panel + p * a_step + r % gemm_rows]), right, sum[r]);
   };
   // The inner indices p, p + 1 ... p + side − 1; at(j) is where row j has them.
-  const auto multiply_square = [&](Index p, const auto& at) {
+  const auto multiply_square = [&](Index p, const auto& at) RBAR_INLINE_LAMBDA {
     Batch<T> v[side];
     // Part of a line of the rows that come next: the hardware does not see so many streams coming.
     const T* const next = b + (lanes<T> + p % lanes<T>)*ahead_stride + p;
+    RBAR_UNROLL
     for (Index t = 0; t < side; ++t) {
       RBAR_PREFETCH_FAR(next + t * ahead_stride);
       v[t] = load_blocks<T>([&](Index i) { return at(t + i * side); });
     }
     transpose_blocks(v);
+    RBAR_UNROLL
     for (Index t = 0; t < side; ++t) multiply(p + t, v[t]);
   };
   Index p = 0;
@@ -56,15 +60,18 @@ void multiply_transposed(Index depth, const T* a, Index a_step, Index a_panel, c
     // Lines are copied while those before them are multiplied, a few rows at each step.
     alignas(64) T copies[2][lanes<T> * line];
     const auto copy_line = [&](Index j, Index from, T* lines) {
+      RBAR_UNROLL
       for (Index i = 0; i < line; i += lanes<T>) store(lines + j * line + i, load(b + row(j) + from + i));
     };
     T *current = copies[0], *following = copies[1];
+    RBAR_UNROLL
     for (Index j = 0; j < lanes<T>; ++j) copy_line(j, 0, current);
     const Index last = (depth / line - 1) * line;
     for (; p <= last; p += line) {
       const Index from = std::min(p + line, last);
       for (Index q = 0; q < line; q += side) {
         constexpr Index rows_a_step = lanes<T> * side / line;
+        RBAR_UNROLL
         for (Index j = 0; j < rows_a_step; ++j) copy_line(q / side * rows_a_step + j, from, following);
         multiply_square(p + q, [&](Index j) { return current + j * line + q; });
       }
@@ -74,6 +81,7 @@ void multiply_transposed(Index depth, const T* a, Index a_step, Index a_panel, c
   for (; p + side <= depth; p += side) multiply_square(p, [&](Index j) { return b + row(j) + p; });
   for (; p < depth; ++p) {
     alignas(64) T column[lanes<T>];
+    RBAR_UNROLL
     for (Index j = 0; j < lanes<T>; ++j) column[j] = b[row(j) + p];
     multiply(p, load(column));
   }

@@ -53,6 +53,7 @@ RBAR_NOINLINE void multiply_block(std::integer_sequence<Index, i...>, Index dept
   (RBAR_PREFETCH_WRITE(at(i)), ...);
   for (Index p = 0; p < depth; ++p) {
     Batch<T> right[Vectors];
+    RBAR_UNROLL
     for (Index v = 0; v < Vectors; ++v) {
       right[v] = load(b + v * lanes<T>);
       hold(right[v]);
@@ -60,6 +61,7 @@ RBAR_NOINLINE void multiply_block(std::integer_sequence<Index, i...>, Index dept
     if constexpr (Copy) {
       constexpr Index width = Vectors * lanes<T>, ahead = 32;  // rows, which the hardware does not see coming
       prefetch_row(b + ahead * b_step, width);
+      RBAR_UNROLL
       for (Index v = 0; v < Vectors; ++v) store(copy + p * width + v * lanes<T>, right[v]);
     }
     ((sum[i] = Product::multiply_add(broadcast(a[i / Vectors * a_row]), right[i % Vectors], sum[i])), ...);
@@ -101,28 +103,40 @@ template <Index Rows, Index Columns, class T>
 void dot_block(Index depth, const T* RBAR_RESTRICT a, Index lda, const T* RBAR_RESTRICT b, Index ldb,
                T* RBAR_RESTRICT c, Index ldc, bool accumulate) {
   Batch<T> sum[Rows][Columns];
-  for (Index r = 0; r < Rows; ++r)
+  RBAR_UNROLL
+  for (Index r = 0; r < Rows; ++r) {
+    RBAR_UNROLL
     for (Index j = 0; j < Columns; ++j) sum[r][j] = zero<T>();
+  }
   Index p = 0;
   for (; p + lanes<T> <= depth; p += lanes<T>) {
     Batch<T> left[Rows];
+    RBAR_UNROLL
     for (Index r = 0; r < Rows; ++r) left[r] = load(a + r * lda + p);
+    RBAR_UNROLL
     for (Index j = 0; j < Columns; ++j) {
       const auto right = load(b + j * ldb + p);
+      RBAR_UNROLL
       for (Index r = 0; r < Rows; ++r) sum[r][j] = multiply_add(left[r], right, sum[r][j]);
     }
   }
-  if (p < depth)
+  if (p < depth) {
+    RBAR_UNROLL
     for (Index j = 0; j < Columns; ++j) {
       const auto right = load_partial(b + j * ldb + p, depth - p);
+      RBAR_UNROLL
       for (Index r = 0; r < Rows; ++r)
         sum[r][j] = multiply_add(load_partial(a + r * lda + p, depth - p), right, sum[r][j]);
     }
-  for (Index r = 0; r < Rows; ++r)
+  }
+  RBAR_UNROLL
+  for (Index r = 0; r < Rows; ++r) {
+    RBAR_UNROLL
     for (Index j = 0; j < Columns; ++j) {
       const T value = reduce_add(sum[r][j]);
       c[r * ldc + j] = accumulate ? c[r * ldc + j] + value : value;
     }
+  }
 }
 
 template <Index Rows, class T>
@@ -166,6 +180,7 @@ void write_transposed(const T* RBAR_RESTRICT block, T* RBAR_RESTRICT c, Index ld
   constexpr Index side = detail::block_lanes<T>;
   for (Index j = 0; j < columns; j += side) {
     Batch<T> square[side];
+    RBAR_UNROLL
     for (Index t = 0; t < side; ++t)
       square[t] = detail::load_blocks<T>([&](Index i) { return block + (t + i * side) * gemm_columns<T> + j; });
     detail::transpose_blocks(square);

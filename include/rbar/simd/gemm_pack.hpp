@@ -89,12 +89,15 @@ RBAR_INLINE Batch<T> interleave(const Batch<T>& a, const Batch<T>& b) {
 template <Index Count, class T>
 RBAR_INLINE void transpose_blocks(Batch<T> (&v)[Count]) {
   static_assert(Count == block_lanes<T>);
+  RBAR_UNROLL
   for (Index width = 1; width < Count; width *= 2) {
     Batch<T> w[Count];
+    RBAR_UNROLL
     for (Index i = 0; i < Count / 2; ++i) {
       w[2 * i] = interleave<false>(v[i], v[i + Count / 2]);
       w[2 * i + 1] = interleave<true>(v[i], v[i + Count / 2]);
     }
+    RBAR_UNROLL
     for (Index i = 0; i < Count; ++i) v[i] = w[i];
   }
 }
@@ -111,11 +114,13 @@ void pack_group_transposed(const T* source, Index stride, Index count, Index dep
       // Short pieces of many rows: the hardware does not see the next group of rows coming.
       const Index ahead = Group + p / (side * halves) % (Group / side) * side;
       Batch<T> v[side];
+      RBAR_UNROLL
       for (Index t = 0; t < side; ++t) {
         RBAR_PREFETCH_FAR(source + (ahead + t) * stride + p);
         v[t] = load_blocks<T>([&](Index i) { return source + offset(t + i % down * side) + p + i / down * side; });
       }
       transpose_blocks(v);
+      RBAR_UNROLL
       for (Index t = 0; t < side; ++t)
         if constexpr (halves == 1)
           store(panel + (p + t) * Width, v[t]);

@@ -61,17 +61,22 @@ RBAR_NOINLINE void multiply_streamed(Index depth, const T* RBAR_RESTRICT a, Inde
     for (auto& part : row) part = zero<T>();
   for (Index p = 0; p < depth; ++p, b += width) {
     Batch<T> right[Vectors];
+    RBAR_UNROLL
     for (Index v = 0; v < Vectors; ++v) {
       right[v] = load(b + v * lanes<T>);
       hold(right[v]);
     }
     if constexpr (Rows == gemm_rows) prefetch_row(b + ahead, width);
+    RBAR_UNROLL
     for (Index r = 0; r < Rows; ++r) {
       const Batch<T> left = broadcast(a[r * lda + p]);
+      RBAR_UNROLL
       for (Index v = 0; v < Vectors; ++v) sum[r][v] = multiply_add(left, right[v], sum[r][v]);
     }
   }
-  for (Index r = 0; r < Rows; ++r)
+  RBAR_UNROLL
+  for (Index r = 0; r < Rows; ++r) {
+    RBAR_UNROLL
     for (Index v = 0; v < Vectors; ++v) {
       T* const to = c + r * ldc + v * lanes<T>;
       if (const Index count = columns - v * lanes<T>; count >= lanes<T>)
@@ -79,6 +84,7 @@ RBAR_NOINLINE void multiply_streamed(Index depth, const T* RBAR_RESTRICT a, Inde
       else
         store_partial(to, accumulate ? load_partial(to, count) + sum[r][v] : sum[r][v], count);
     }
+  }
 }
 template <Index Rows, Index Vectors, class T>
 void multiply_streamed_rows(Index depth, const T* a, Index lda, const T* b, T* c, Index ldc, Index rows, Index columns,

@@ -36,6 +36,7 @@ inline constexpr float twice_exp2_coefficients[] = {2.652946830e-03f, 1.93430257
                                                     4.804448416e-01f, 1.386293955e+00f, 2.0f};
 RBAR_INLINE Batch<float> twice_exp2_fraction(const Batch<float>& f) {
   Batch<float> p = broadcast(twice_exp2_coefficients[0]);
+  RBAR_UNROLL
   for (std::size_t k = 1; k < std::size(twice_exp2_coefficients); ++k)
     p = multiply_add(p, f, broadcast(twice_exp2_coefficients[k]));
   return p;
@@ -68,12 +69,22 @@ RBAR_INLINE Batch<double> exp2(const Batch<double>& t) {
 template <std::size_t n>
 RBAR_INLINE void decay_together(Batch<float> (&t)[n]) {
   Batch<float> n_plus_magic[n], p[n];
+  RBAR_UNROLL
   for (Batch<float>& x : t) x = max(broadcast(-126.0f), x);
+  RBAR_UNROLL
   for (std::size_t i = 0; i < n; ++i) n_plus_magic[i] = t[i] + broadcast(detail::exponent_magic);
+  RBAR_UNROLL
   for (std::size_t i = 0; i < n; ++i) t[i] = t[i] - (n_plus_magic[i] - broadcast(detail::exponent_magic));
+  RBAR_UNROLL
   for (Batch<float>& x : p) x = broadcast(detail::twice_exp2_coefficients[0]);
-  for (std::size_t k = 1; k < std::size(detail::twice_exp2_coefficients); ++k)
-    for (std::size_t i = 0; i < n; ++i) p[i] = multiply_add(p[i], t[i], broadcast(detail::twice_exp2_coefficients[k]));
+  const auto next_power = [&](const Batch<float>& coefficient) RBAR_INLINE_LAMBDA {
+    RBAR_UNROLL
+    for (std::size_t i = 0; i < n; ++i) p[i] = multiply_add(p[i], t[i], coefficient);
+  };
+  constexpr std::size_t terms = std::size(detail::twice_exp2_coefficients);
+  RBAR_UNROLL
+  for (std::size_t k = 1; k < terms; ++k) next_power(broadcast(detail::twice_exp2_coefficients[k]));
+  RBAR_UNROLL
   for (std::size_t i = 0; i < n; ++i) t[i] = p[i] * detail::half_power_of_two(n_plus_magic[i]);
 }
 template <std::size_t n>

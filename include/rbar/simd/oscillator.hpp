@@ -155,12 +155,14 @@ struct Columns {
 template <class T>
 RBAR_INLINE Columns<T> load_columns(const T* data, Index count) {
   Columns<T> columns;
+  RBAR_UNROLL
   for (Index r = 0; r < oscillator_registers; ++r)
     columns.at[r] = load_up_to(data + r * lanes<T>, std::clamp<Index>(count - r * lanes<T>, 0, lanes<T>));
   return columns;
 }
 template <class T>
 RBAR_INLINE void store_columns(T* data, const Columns<T>& columns, Index count) {
+  RBAR_UNROLL
   for (Index r = 0; r < oscillator_registers; ++r)
     store_up_to(data + r * lanes<T>, columns.at[r], std::clamp<Index>(count - r * lanes<T>, 0, lanes<T>));
 }
@@ -182,13 +184,15 @@ RBAR_INLINE Batch<T> phase_velocity(const Phasor<T>& z, const Batch<T>& cosines,
 template <class T, class Field>
 RBAR_INLINE void oscillator_step(Columns<T>& theta, const OscillatorSteps& steps, Field&& field) {
   const Batch<T> dt = broadcast(static_cast<T>(steps.step_size));
-  const auto velocities = [&](Index stage, const Columns<T>& y) {
+  const auto velocities = [&](Index stage, const Columns<T>& y) RBAR_INLINE_LAMBDA {
     Columns<T> velocity;
+    RBAR_UNROLL
     for (Index r = 0; r < oscillator_registers; ++r) velocity.at[r] = field(stage, r, half_turn_phasor<T>(y.at[r]));
     return velocity;
   };
   if (!steps.runge_kutta) {
     const Columns<T> velocity = velocities(0, theta);
+    RBAR_UNROLL
     for (Index r = 0; r < oscillator_registers; ++r)
       theta.at[r] = wrap_half_turns<T>(multiply_add(dt, velocity.at[r], theta.at[r]));
     return;
@@ -198,11 +202,13 @@ RBAR_INLINE void oscillator_step(Columns<T>& theta, const OscillatorSteps& steps
     const Batch<T> reach = broadcast(static_cast<T>(rk_reach[stage] * steps.step_size));
     const Batch<T> weight = broadcast(static_cast<T>(rk_weight[stage] * steps.step_size));
     const Columns<T> velocity = velocities(stage, y);
+    RBAR_UNROLL
     for (Index r = 0; r < oscillator_registers; ++r) {
       moved.at[r] = multiply_add(weight, velocity.at[r], moved.at[r]);
       y.at[r] = wrap_half_turns<T>(multiply_add(reach, velocity.at[r], theta.at[r]));
     }
   }
+  RBAR_UNROLL
   for (Index r = 0; r < oscillator_registers; ++r) theta.at[r] = wrap_half_turns<T>(moved.at[r]);
 }
 
@@ -223,14 +229,17 @@ RBAR_NOINLINE void advance_causal(const OscillatorBlock<T>& block, T* theta, Ind
   // Within this loop angles are in half turns: wrapping one is exact and takes additions alone.
   const Batch<T> half_turns = broadcast(std::numbers::inv_pi_v<T>), radians = broadcast(std::numbers::pi_v<T>);
   detail::Columns<T> frequency = detail::load_columns(block.frequency, width);
+  RBAR_UNROLL
   for (Batch<T>& f : frequency.at) f = f * half_turns;
   for (Index t = 0; t < tokens; ++t) {
     detail::Columns<T> pull = detail::load_columns(block.strength, width);  // K/n
+    RBAR_UNROLL
     for (Batch<T>& p : pull.at) p = p * (half_turns * broadcast(T(1) / static_cast<T>(seen + t + 1)));
     detail::Columns<T> angle = detail::load_columns(theta + t * stride, columns);
+    RBAR_UNROLL
     for (Batch<T>& a : angle.at) a = wrap_half_turns<T>(wrap_angle(a) * half_turns);
     for (Index step = 0; step < steps.steps; ++step)
-      detail::oscillator_step<T>(angle, steps, [&](Index stage, Index r, const Phasor<T>& z) {
+      detail::oscillator_step<T>(angle, steps, [&](Index stage, Index r, const Phasor<T>& z) RBAR_INLINE_LAMBDA {
         const Index evaluation = step * steps.stages() + stage;
         const Index at = evaluation * 2 * width + r * L;
         const Batch<T> part_cosine = load(partial + at), part_sine = load(partial + at + width);
@@ -248,6 +257,7 @@ RBAR_NOINLINE void advance_causal(const OscillatorBlock<T>& block, T* theta, Ind
         }
         return detail::phase_velocity(z, cosines, sines, frequency.at[r], pull.at[r]);
       });
+    RBAR_UNROLL
     for (Batch<T>& a : angle.at) a = a * radians;
     detail::store_columns(theta + t * stride, angle, columns);
   }
@@ -271,14 +281,16 @@ RBAR_NOINLINE void advance_causal_backward(const OscillatorBlock<T>& block, cons
   const OscillatorSteps steps = block.steps;
   const Batch<T> dt = broadcast(static_cast<T>(steps.step_size));
   detail::Columns<T> sum_frequency, sum_strength;
+  RBAR_UNROLL
   for (Index r = 0; r < oscillator_registers; ++r) sum_frequency.at[r] = sum_strength.at[r] = zero<T>();
   for (Index t = tokens; t-- > 0;) {
     const Batch<T> inverse = broadcast(T(1) / static_cast<T>(seen + t + 1));
     detail::Columns<T> pull = detail::load_columns(block.strength, width);
+    RBAR_UNROLL
     for (Batch<T>& p : pull.at) p = p * inverse;
     detail::Columns<T> dangle = detail::load_columns(dtheta + t * stride, columns);
     // dvelocity -> dy of one evaluation.
-    const auto field_backward = [&](Index evaluation, Index r, const Batch<T>& dvelocity) {
+    const auto field_backward = [&](Index evaluation, Index r, const Batch<T>& dvelocity) RBAR_INLINE_LAMBDA {
       const T* from = record + (t * steps.evaluations() + evaluation) * 4 * width + r * L;
       const Index at = evaluation * 2 * width + r * L;
       const Batch<T> c = load(from), s = load(from + width);
@@ -295,6 +307,7 @@ RBAR_NOINLINE void advance_causal_backward(const OscillatorBlock<T>& block, cons
     };
     for (Index step = steps.steps; step-- > 0;) {
       if (!steps.runge_kutta) {
+        RBAR_UNROLL
         for (Index r = 0; r < oscillator_registers; ++r)
           dangle.at[r] = dangle.at[r] + field_backward(step, r, dt * dangle.at[r]);
         continue;
@@ -303,6 +316,7 @@ RBAR_NOINLINE void advance_causal_backward(const OscillatorBlock<T>& block, cons
       for (Index stage = 4; stage-- > 0;) {
         const Batch<T> weight = broadcast(static_cast<T>(detail::rk_weight[stage])) * dt;
         const Batch<T> reach = broadcast(static_cast<T>(stage < 3 ? detail::rk_reach[stage] : 0.0)) * dt;
+        RBAR_UNROLL
         for (Index r = 0; r < oscillator_registers; ++r) {
           // Velocity k enters the step and, but for the last, the next stage's angles; dvelocity holds those's
           // gradient.
@@ -317,6 +331,7 @@ RBAR_NOINLINE void advance_causal_backward(const OscillatorBlock<T>& block, cons
     detail::store_columns(dtheta + t * stride, dangle, columns);
   }
   alignas(64) T sum[L];
+  RBAR_UNROLL
   for (Index r = 0; r < oscillator_registers; ++r) {
     store(sum, sum_frequency.at[r]);
     for (Index lane = 0; lane < L; ++lane) dfrequency[r * L + lane] += static_cast<double>(sum[lane]);

@@ -69,7 +69,8 @@ RBAR_INLINE Phasor<float> tanh_phasor(const Batch<float>& t) {
 RBAR_INLINE Phasor<double> tanh_phasor(const Batch<double>& t) {
   constexpr double pi = std::numbers::pi;
   const Batch<double> angle = broadcast(pi) * t;
-  return {-xsimd::cos(angle), -xsimd::sin(angle), broadcast(pi / 2) * (broadcast(1.0) - t * t)};
+  const auto [sine, cosine] = xsimd::sincos(angle);
+  return {-cosine, -sine, broadcast(pi / 2) * (broadcast(1.0) - t * t)};
 }
 
 template <class T>
@@ -136,12 +137,14 @@ struct GivenPhase {
   }
   template <class T>
   RBAR_INLINE Phasor<T> phasor(const Batch<T>& angle) const {
-    return {xsimd::cos(angle), xsimd::sin(angle), broadcast(T(1))};
+    const auto [sine, cosine] = xsimd::sincos(angle);
+    return {cosine, sine, broadcast(T(1))};
   }
   template <class T>
   RBAR_INLINE void add(const Batch<T>& angle, Batch<T>& cosine, Batch<T>& half_sine) const {
-    cosine = cosine + xsimd::cos(angle);
-    half_sine = multiply_add(broadcast(T(0.5)), xsimd::sin(angle), half_sine);
+    const auto [s, c] = xsimd::sincos(angle);
+    cosine = cosine + c;
+    half_sine = multiply_add(broadcast(T(0.5)), s, half_sine);
   }
 };
 
@@ -167,8 +170,10 @@ RBAR_INLINE PhaseSums sum_phasors(const T* RBAR_RESTRICT x, Index count, Phase p
     const T* prepared = phase.prepare(x + begin, size, buffer);
     Batch<T> cosine[2] = {zero<T>(), zero<T>()}, half_sine[2] = {zero<T>(), zero<T>()};
     Index i = 0;
-    for (; i + 2 * L <= size; i += 2 * L)
+    for (; i + 2 * L <= size; i += 2 * L) {
+      RBAR_UNROLL
       for (Index j = 0; j < 2; ++j) phase.add(load(prepared + i + j * L), cosine[j], half_sine[j]);
+    }
     for (; i + L <= size; i += L) phase.add(load(prepared + i), cosine[0], half_sine[0]);
     total.cosine += static_cast<double>(reduce_add(Batch<T>(cosine[0] + cosine[1])));
     total.sine += 2 * static_cast<double>(reduce_add(Batch<T>(half_sine[0] + half_sine[1])));

@@ -132,6 +132,7 @@ template <Index group, class T>
 RBAR_NOINLINE void scan_states(const ScanScratch<T>& scratch, Index tokens, Index channel, Index first, const T* b,
                                const T* c, Index stride, T* state) {
   Batch<T> rate[group], h[group];
+  RBAR_UNROLL
   for (Index s = 0; s < group; ++s) {
     rate[s] = load(scratch.rate + (first + s) * scan_channels + channel);
     h[s] = load(state + (first + s) * scan_channels + channel);
@@ -142,14 +143,17 @@ RBAR_NOINLINE void scan_states(const ScanScratch<T>& scratch, Index tokens, Inde
     const Batch<T> step = load(scratch.step + at), drive = load(scratch.drive + at);
     Batch<T> y = load(scratch.output + at);
     Batch<T> a[group];
+    RBAR_UNROLL
     for (Index s = 0; s < group; ++s) a[s] = step * rate[s];
     decay_together(a);
+    RBAR_UNROLL
     for (Index s = 0; s < group; ++s) {
       h[s] = multiply_add(a[s], h[s], drive * broadcast(b[s]));
       y = multiply_add(broadcast(c[s]), h[s], y);
     }
     store(scratch.output + at, y);
   }
+  RBAR_UNROLL
   for (Index s = 0; s < group; ++s) store(state + (first + s) * scan_channels + channel, h[s]);
 }
 
@@ -159,6 +163,7 @@ RBAR_NOINLINE void scan_states_again(const ScanScratch<T>& scratch, Index tokens
                                      const T* b, const T* c, Index stride, const T* border) {
   constexpr Index L = lanes<T>;
   Batch<T> rate[group], h[group];
+  RBAR_UNROLL
   for (Index s = 0; s < group; ++s) {
     rate[s] = load(scratch.rate + (first + s) * scan_channels + channel);
     h[s] = load(border + (first + s) * scan_channels + channel);
@@ -170,8 +175,10 @@ RBAR_NOINLINE void scan_states_again(const ScanScratch<T>& scratch, Index tokens
     const Batch<T> step = load(scratch.step + at), drive = load(scratch.drive + at);
     Batch<T> y = load(scratch.output + at);
     Batch<T> a[group];
+    RBAR_UNROLL
     for (Index s = 0; s < group; ++s) a[s] = step * rate[s];
     decay_together(a);
+    RBAR_UNROLL
     for (Index s = 0; s < group; ++s) {
       store(scratch.decays + (t * group + s) * L, a[s]);
       h[s] = multiply_add(a[s], h[s], drive * broadcast(b[s]));
@@ -190,6 +197,7 @@ RBAR_NOINLINE void scan_states_backward(const ScanScratch<T>& scratch, Index tok
                                         const T* b, const T* c, Index stride) {
   constexpr Index L = lanes<T>;
   Batch<T> rate[group], h[group], carry[group], drate[group];
+  RBAR_UNROLL
   for (Index s = 0; s < group; ++s) {
     rate[s] = load(scratch.rate + (first + s) * scan_channels + channel);
     carry[s] = load(scratch.carry + (first + s) * scan_channels + channel);
@@ -204,6 +212,7 @@ RBAR_NOINLINE void scan_states_backward(const ScanScratch<T>& scratch, Index tok
     const Index at = t * scan_channels + channel;
     const Batch<T> step = load(scratch.step + at), drive = load(scratch.drive + at), dy = load(scratch.doutput + at);
     Batch<T> dstep = load(scratch.dstep + at), ddrive = load(scratch.ddrive + at);
+    RBAR_UNROLL
     for (Index s = 0; s < group; ++s) {
       const Batch<T> g = multiply_add(dy, broadcast(c[t * stride + s]), carry[s]);
       T* sums = scratch.lane_sums + (2 * t * group + s) * L;
@@ -219,6 +228,7 @@ RBAR_NOINLINE void scan_states_backward(const ScanScratch<T>& scratch, Index tok
     store(scratch.dstep + at, dstep);
     store(scratch.ddrive + at, ddrive);
   }
+  RBAR_UNROLL
   for (Index s = 0; s < group; ++s) {
     T* total = scratch.drate + (first + s) * scan_channels + channel;
     store(total, load(total) + drate[s]);

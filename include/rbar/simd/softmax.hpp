@@ -34,8 +34,10 @@ RBAR_NOINLINE void softmax_row(const T* x, Index count, T* y) {
   const Index whole = count / L * L, rest = count - whole;
 
   Batch<T> largest[4];
+  RBAR_UNROLL
   for (Batch<T>& part : largest) part = broadcast(minus_infinity);
   detail::for_register_groups<T>(0, whole, [&]<Index n>(Index i, std::integral_constant<Index, n>) {
+    RBAR_UNROLL
     for (Index j = 0; j < n; ++j) largest[j] = max(largest[j], load(x + i + j * L));
   });
   if (rest > 0) largest[0] = max(largest[0], load_partial(x + whole, rest, minus_infinity));
@@ -54,12 +56,15 @@ RBAR_NOINLINE void softmax_row(const T* x, Index count, T* y) {
   constexpr Index block = 64 * L;  // registers add over a block, double over the row
   for (Index begin = 0; begin < whole; begin += block) {
     Batch<T> sum[4];
+    RBAR_UNROLL
     for (Batch<T>& part : sum) part = zero<T>();
     detail::for_register_groups<T>(begin, std::min(whole, begin + block),
                                    [&]<Index n>(Index i, std::integral_constant<Index, n>) {
                                      Batch<T> e[n];
+                                     RBAR_UNROLL
                                      for (Index j = 0; j < n; ++j) e[j] = (load(x + i + j * L) - offset) * log2e;
                                      decay_together(e);
+                                     RBAR_UNROLL
                                      for (Index j = 0; j < n; ++j) {
                                        store(y + i + j * L, e[j]);
                                        sum[j] = sum[j] + e[j];
@@ -75,6 +80,7 @@ RBAR_NOINLINE void softmax_row(const T* x, Index count, T* y) {
 
   const Batch<T> scale = broadcast(static_cast<T>(1.0 / total));
   detail::for_register_groups<T>(0, whole, [&]<Index n>(Index i, std::integral_constant<Index, n>) {
+    RBAR_UNROLL
     for (Index j = 0; j < n; ++j) store(y + i + j * L, load(y + i + j * L) * scale);
   });
   if (rest > 0) store_partial(y + whole, load_partial(y + whole, rest) * scale, rest);

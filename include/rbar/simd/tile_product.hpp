@@ -33,18 +33,24 @@ RBAR_INLINE void tile_block(Index depth, const T* a, Index lda, const T* b, Inde
       return load(from);
   };
   Batch<T> sum[Rows][Vectors];
-  for (int r = 0; r < Rows; ++r)
+  RBAR_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    RBAR_UNROLL
     for (int v = 0; v < Vectors; ++v) sum[r][v] = Accumulate ? load_columns(c + r * ldc + v * lanes<T>) : zero<T>();
+  }
   for (Index k = 0; k < depth; k += 2)
     for (int step = 0; step < 2; ++step) {
       if (step == 1 && k + 1 == depth) break;
       Batch<T> right[Vectors];
+      RBAR_UNROLL
       for (int v = 0; v < Vectors; ++v) {
         right[v] = load_columns(b + v * lanes<T>);
         hold(right[v]);
       }
+      RBAR_UNROLL
       for (int r = 0; r < Rows; ++r) {
         const auto left = broadcast(A == Lies::by_rows ? a[r * lda] : a[r]);
+        RBAR_UNROLL
         for (int v = 0; v < Vectors; ++v) sum[r][v] = multiply_add(left, right[v], sum[r][v]);
       }
       a += A == Lies::by_rows ? 1 : lda;
@@ -53,13 +59,16 @@ RBAR_INLINE void tile_block(Index depth, const T* a, Index lda, const T* b, Inde
   if constexpr (!std::is_same_v<Finish, WriteBlock>) {
     finish(sum);
   } else {
-    for (int r = 0; r < Rows; ++r)
+    RBAR_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      RBAR_UNROLL
       for (int v = 0; v < Vectors; ++v) {
         if constexpr (Tail)
           store_partial(c + r * ldc, sum[r][v], tail);
         else
           store(c + r * ldc + v * lanes<T>, sum[r][v]);
       }
+    }
   }
 }
 

@@ -43,12 +43,15 @@ RBAR_INLINE Batch<T> zip_registers(const Batch<T>& a, const Batch<T>& b) {
 template <class T>
 RBAR_INLINE void transpose_square(Batch<T> (&v)[lanes<T>]) {
   constexpr Index size = lanes<T>;
+  RBAR_UNROLL
   for (Index width = 1; width < size; width *= 2) {
     Batch<T> w[size];
+    RBAR_UNROLL
     for (Index i = 0; i < size / 2; ++i) {
       w[2 * i] = zip_registers<false>(v[i], v[i + size / 2]);
       w[2 * i + 1] = zip_registers<true>(v[i], v[i + size / 2]);
     }
+    RBAR_UNROLL
     for (Index i = 0; i < size; ++i) v[i] = w[i];
   }
 }
@@ -73,11 +76,14 @@ void rows_to_lanes(Row&& row /*(r) -> const T* */, Index count, Index columns, c
     const Index length = columns - c < width ? columns - c : width;
     Batch<T> v[width];
     if (count == width && length == width) {
+      RBAR_UNROLL
       for (Index r = 0; r < width; ++r) v[r] = load(row(r) + c);
       detail::transpose_square(v);
+      RBAR_UNROLL
       for (Index i = 0; i < width; ++i) store(to + (c + i) * to_stride, v[i] * factor);
       continue;
     }
+    RBAR_UNROLL
     for (Index r = 0; r < width; ++r) {
       v[r] = zero<T>();
       if (r < count) v[r] = length == width ? load(row(r) + c) : load_partial(row(r) + c, length);
@@ -96,6 +102,7 @@ void lanes_to_rows(const T* from, Index from_stride, const T* scale, Row&& row /
   for (Index c = 0; c < columns; c += width) {
     const Index length = columns - c < width ? columns - c : width;
     Batch<T> v[width];
+    RBAR_UNROLL
     for (Index i = 0; i < width; ++i) {
       v[i] = zero<T>();
       if (i < length) v[i] = load(from + (c + i) * from_stride) * factor;
