@@ -7,6 +7,7 @@
 #include "rbar/core/parallel.hpp"
 #include "rbar/core/philox.hpp"
 #include "rbar/core/tensor.hpp"
+#include "rbar/simd/phase.hpp"
 
 #include <algorithm>
 #include <cstdint>
@@ -89,7 +90,11 @@ void add_with_dropout(double probability, const DropoutState& state, std::uint64
     });
   } else {
     parallel_for(x.size(), 16384, [=](Index begin, Index end) {
-      for (Index n = begin; n < end; ++n) to[n] = from[n] + added[n];
+      simd::detail::for_registers<T>(end - begin, [=](Index i, Index count) {
+        const Index n = begin + i;
+        simd::detail::store_up_to(
+            to + n, simd::detail::load_up_to(from + n, count) + simd::detail::load_up_to(added + n, count), count);
+      });
     });
   }
 }

@@ -75,7 +75,7 @@ void adamw_update(const AdamWFactors<T>& f, T* RBAR_RESTRICT weight, T* RBAR_RES
   const auto beta2 = broadcast(f.beta2), one_minus_beta2 = broadcast(f.one_minus_beta2);
   const auto minus_step_size = broadcast(f.minus_step_size), over_root = broadcast(T(1) / f.root_correction2);
   const auto nothing = simd::zero<T>();
-  const auto update = [&](const auto& load, const auto& store) {
+  const auto update = [&](const auto& load, const auto& store) RBAR_INLINE_LAMBDA {
     const auto g = load(gradient) * gradient_scale;
     const auto m = simd::multiply_add(one_minus_beta1, g, beta1 * load(first));
     const auto v = simd::multiply_add(one_minus_beta2 * g, g, beta2 * load(second));
