@@ -7,21 +7,24 @@ A row is one of rbar's programs (time_*.cpp: what the row computes stands there)
 with a peer (torch_layers.py, torch_models.py). Both sides run as one process each a number of threads, read the same
 inputs and must agree on the outputs, gradients and losses before they are timed (`diff`: of the largest number); then
 they take turns (rbar, peer, rbar, peer ...), so that a change of the clock or of the load meets both, and medians
-count.
+count. Whose turn it is not is stopped: OpenBLAS lets its threads spin for a tenth of a second after their work.
 
 `peak` is a side's share of the FMA peak that rbar's program measures between its runs, over the floating-point
 operations that the row needs: what a peer computes beyond that counts as time only. A row's target is a ratio of 1;
 1.5 where the peer is below 55% of the peak; 10 for the coherence, for the Kuramoto dynamics and for sheaf attention
 of 4096 tokens against PyTorch's eager `cdist`. It needs a built bench directory and a Python that has torch. A
-PyTorch on the system's BLAS (Debian's) runs on the last libblas.so.3 by name, which is OpenBLAS where that is there.
+PyTorch on the system's BLAS (Debian's) runs on OpenBLAS where that is there, best on the one for OpenMP, whose threads
+are then PyTorch's own: with two pools of them, two threads were up to four times slower than one.
 """
 import argparse
+import atexit
 import csv
 import glob
 import json
 import os
 import re
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -79,12 +82,12 @@ def system_blas(python):
     """Folder of the libblas.so.3 to use if this PyTorch loads the system's, else none."""
     show = subprocess.run([python, "-c", "import torch; print(torch.__config__.show())"], capture_output=True,
                           text=True, check=True).stdout
-    found = sorted(glob.glob("/usr/lib/*/*/libblas.so.3")) if "BLAS_INFO=generic" in show else []
-    return os.path.dirname(found[-1]) if found else None
+    found = glob.glob("/usr/lib/*/*/libblas.so.3") if "BLAS_INFO=generic" in show else []
+    return os.path.dirname(max(found, key=lambda path: ("openblas" in path, "openmp" in path, path))) if found else None
 
 
 class Side:
-    """A process that prepares and times rows (row.hpp has the commands)."""
+    """A process that prepares and times rows (row.hpp has the commands); stopped but while it answers."""
 
     def __init__(self, command, threads, blas=None):
         count = str(threads)
@@ -94,20 +97,24 @@ class Side:
         self.command = command
         self.process = subprocess.Popen([*command, count], env=environment, stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, text=True, bufsize=1)
+        atexit.register(self.process.kill)  # a stopped process does not see that its input has ended
         self.name = self.answer()["name"]
 
     def answer(self):
         line = self.process.stdout.readline()
         if not line:
             sys.exit("%s ended with status %s" % (shlex.join(self.command), self.process.wait()))
+        self.process.send_signal(signal.SIGSTOP)
         return json.loads(line)
 
     def ask(self, *words):
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.write(" ".join(map(str, words)) + "\n")
         return self.answer()
 
     def close(self):
         self.process.stdin.close()
+        self.process.send_signal(signal.SIGCONT)
         self.process.wait()
 
 
