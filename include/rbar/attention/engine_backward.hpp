@@ -261,7 +261,7 @@ struct BackwardTile {
         T* ds_at = dscores + j * tile.width() + v * lanes;
         const auto dot = simd::load(p_at);
         const auto logit = score.logit(dot, lane_values, key_lanes, at);
-        auto p = simd::exp2(simd::multiply_add(logit, simd::broadcast(std::numbers::log2e_v<T>), row_shift));
+        auto p = simd::decay(simd::multiply_add(logit, simd::broadcast(std::numbers::log2e_v<T>), row_shift));
         if (strip.masked) p = xsimd::select(tile.visible(mask, v, first, j), p, simd::zero<T>());
         const auto dlogit = p * (simd::load(ds_at) - row_delta);
         simd::store(p_at, p);

@@ -218,18 +218,32 @@ struct ForwardTile {
     }
   }
 
-  // P = 2^(S·log2 e − reference)
+  // P = 2^(S·log2 e − reference), whose exponents are at most largest_exponent. Keys go in step, as one exponential
+  // takes longer than a core looks ahead.
   void exponentiate(const Strip& strip) {
+    constexpr Index together = simd::register_count / 8;
     for (Index v = strip.vector_begin; v < strip.vector_end; ++v) {
       const auto raw = simd::load(reference + v * lanes);
       const auto shift = xsimd::select(raw == simd::broadcast(-infinity), simd::zero<T>(), -raw);
       auto sum = simd::load(row_sum + v * lanes);
-      for (Index j = strip.first; j < strip.first + strip.count; ++j) {
-        T* at = scores + j * tile.width() + v * lanes;
-        const auto p = simd::exp2(simd::multiply_add(simd::load(at), simd::broadcast(std::numbers::log2e_v<T>), shift));
-        simd::store(at, p);
-        sum = sum + p;
-      }
+      const auto exponentiate_keys = [&]<Index Keys>(Index first) RBAR_INLINE_LAMBDA {
+        T* const at = scores + first * tile.width() + v * lanes;
+        simd::Batch<T> p[Keys];
+        RBAR_UNROLL
+        for (Index j = 0; j < Keys; ++j)
+          p[j] =
+              simd::multiply_add(simd::load(at + j * tile.width()), simd::broadcast(std::numbers::log2e_v<T>), shift);
+        simd::decay_together(p);
+        RBAR_UNROLL
+        for (Index j = 0; j < Keys; ++j) {
+          simd::store(at + j * tile.width(), p[j]);
+          sum = sum + p[j];
+        }
+      };
+      Index j = strip.first;
+      const Index end = j + strip.count;
+      for (; j + together <= end; j += together) exponentiate_keys.template operator()<together>(j);
+      for (; j < end; ++j) exponentiate_keys.template operator()<1>(j);
       simd::store(row_sum + v * lanes, sum);
     }
   }

@@ -116,7 +116,8 @@ void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a
         const Index j = (begin + (row / block.rows + turn) % here) * width_b;
         const Index column = slice.column + j, columns = std::min(width_b, slice.columns - j);
         const auto multiply_at = [&](Index r, T* to, Index stride, bool add_to) {
-          const PanelOfA<T> panel{first.data + r / width_a * panel_step, first.row, first.step};
+          const PanelOfA<T> panel{first.data + r / width_a * panel_step, first.row, first.step,
+                                  a.inner_contiguous && turn == 0 && !rows_share_a_set<T>(a.stride)};
           multiply_panels(slice.depth, panel, packed_b + j * slice.depth, width_b, to, stride,
                           std::min(width_a, rows - r), columns, add_to);
         };

@@ -42,8 +42,8 @@ void copying_gemm(Index m, Index n, Index k, Index depth, const T* a, Index lda,
         const PanelOfA<T> left{a + i * lda + inner, lda, 1};
         T* const to = c + i * ldc + column;
         if (copy && i == row)
-          multiply_block<FusedProduct, gemm_vectors, true>(BlockSums<gemm_rows, gemm_vectors>(), count, left, panel,
-                                                           ldb, to, ldc, width, add, packed);
+          multiply_block<FusedProduct, gemm_vectors, Beside::packs_b>(BlockSums<gemm_rows, gemm_vectors>(), count, left,
+                                                                      panel, ldb, to, ldc, width, add, packed);
         else
           multiply_panels(count, left, packed, width, to, ldc, std::min(gemm_rows, row_end - i), columns, add);
       }

@@ -23,7 +23,11 @@ template <class T>
 struct PanelOfA {
   const T* data;
   Index row, step;
+  bool first_visit = false;  // it comes from afar, where it lies, and so does the next, gemm_rows rows behind
 };
+
+// What a register block does beside its multiply-adds: nothing, pack B, or ask for the next panel of A.
+enum class Beside { nothing, packs_b, fetches_a };
 
 // What a register block computes; simd/bf16_product.hpp has another.
 struct FusedProduct {
@@ -40,8 +44,9 @@ using BlockSums = std::make_integer_sequence<Index, Rows * Vectors>;
 // C[rows, columns] (+)= Σ_p a(r, p) · b[p·b_step + j], columns in ((Vectors-1)·lanes, Vectors·lanes]. Sums are named by
 // constants, not in loops: GCC 12 decides what lives in registers before it unrolls these, and what loops have touched
 // it keeps in memory as well, at 48 stores for every block.
-// With Copy, b lies in memory, with rows far apart, and is packed to `copy` by the way.
-template <class Product, Index Vectors, bool Copy, class T, Index... i>
+// With packs_b, b lies in memory, with rows far apart, and is packed to `copy` by the way. With fetches_a, the inner
+// dimension of A is contiguous; its rows are so many streams that the hardware does not see the next ones coming.
+template <class Product, Index Vectors, Beside Work, class T, Index... i>
 RBAR_NOINLINE void multiply_block(std::integer_sequence<Index, i...>, Index depth, const PanelOfA<T>& panel,
                                   const T* RBAR_RESTRICT b, Index b_step, T* RBAR_RESTRICT c, Index ldc, Index columns,
                                   bool accumulate, [[maybe_unused]] T* RBAR_RESTRICT copy = nullptr) {
@@ -58,11 +63,17 @@ RBAR_NOINLINE void multiply_block(std::integer_sequence<Index, i...>, Index dept
       right[v] = load(b + v * lanes<T>);
       hold(right[v]);
     }
-    if constexpr (Copy) {
+    if constexpr (Work == Beside::packs_b) {
       constexpr Index width = Vectors * lanes<T>, ahead = 32;  // rows, which the hardware does not see coming
       prefetch_row(b + ahead * b_step, width);
       RBAR_UNROLL
       for (Index v = 0; v < Vectors; ++v) store(copy + p * width + v * lanes<T>, right[v]);
+    }
+    if constexpr (Work == Beside::fetches_a) {
+      // A line of each row every `line` steps.
+      constexpr Index line = 64 / static_cast<Index>(sizeof(T)), rows = sizeof...(i) / Vectors, pause = line / rows;
+      static_assert(line % rows == 0);
+      if (p % pause == 0) RBAR_PREFETCH_FAR(a + (rows + p % line / pause) * a_row);
     }
     ((sum[i] = Product::multiply_add(broadcast(a[i / Vectors * a_row]), right[i % Vectors], sum[i])), ...);
     a += a_step;
@@ -90,8 +101,15 @@ template <class Product, Index Rows, Index Vectors, class T>
 void multiply_rows(Index depth, PanelOfA<T> a, const T* b, Index b_step, T* c, Index ldc, Index rows, Index columns,
                    bool accumulate) {
   if (rows >= Rows) {
-    multiply_block<Product, Vectors, false>(BlockSums<Rows, Vectors>(), depth, a, b, b_step, c, ldc, columns,
-                                            accumulate);
+    const auto multiply = [&]<Beside Work>() {
+      multiply_block<Product, Vectors, Work>(BlockSums<Rows, Vectors>(), depth, a, b, b_step, c, ldc, columns,
+                                             accumulate);
+    };
+    constexpr Beside most = Rows == gemm_rows ? Beside::fetches_a : Beside::nothing;
+    if (a.first_visit)
+      multiply.template operator()<most>();
+    else
+      multiply.template operator()<Beside::nothing>();
     a.data += Rows * a.row, c += Rows * ldc, rows -= Rows;
   }
   if constexpr (Rows > 1)
