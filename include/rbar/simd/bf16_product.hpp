@@ -155,8 +155,7 @@ template <bool TransposedC>
 void rounded_product(Index m, Index n, Index k, const RoundedOperand& a, const RoundedOperand& b, float* c, Index ldc,
                      bool accumulate) {
   constexpr Index width_a = gemm_rows, width_b = gemm_columns<float>;
-  // Rows of C that are written at once: transposed, four cache lines of each.
-  constexpr Index height = TransposedC ? 64 : width_a;
+  constexpr Index height = gemm_block_height<TransposedC>;
   const RoundedBlocking block(m, n, k);
   const Index slice_size = block.depth * block.columns, depth_slices = divide_up(words_of(k), block.depth);
   const Index slices = divide_up(n, block.columns) * depth_slices;
@@ -204,21 +203,12 @@ void rounded_product(Index m, Index n, Index k, const RoundedOperand& a, const R
     for (Index i = 0; i < rows; i += height)
       for (Index j = 0; j < slice.columns; j += width_b) {
         const Index column = slice.column + j, columns = std::min(width_b, slice.columns - j);
-        const auto multiply_at = [&](Index r, float* to, Index stride, bool add_to) {
-          multiply_panels<RoundedWord>(slice.depth, panel_of_a(r), packed_b + j * slice.depth, width_b, to, stride,
-                                       std::min(width_a, rows - r), columns, add_to);
-        };
-        if constexpr (TransposedC) {
-          float* const to = c + column * ldc + row + i;
-          for (Index t = 0; t < columns; ++t) RBAR_PREFETCH_WRITE(to + t * ldc);
-          alignas(64) float tile[height * width_b];
-          for (Index r = i; r < std::min(i + height, rows); r += width_a)
-            multiply_at(r, tile + (r - i) * width_b, width_b, false);
-          for (Index r = 0; r < height && i + r < rows; r += lanes<float>)
-            write_transposed(tile + r * width_b, to + r, ldc, std::min(lanes<float>, rows - i - r), columns, add);
-        } else {
-          multiply_at(i, c + (row + i) * ldc + column, ldc, add);
-        }
+        const Index block_rows = std::min(height, rows - i);
+        float* const to = TransposedC ? c + column * ldc + row + i : c + (row + i) * ldc + column;
+        write_block<TransposedC>(block_rows, columns, to, ldc, add, [&](Index r, float* at, Index stride, bool add_to) {
+          multiply_panels<RoundedWord>(slice.depth, panel_of_a(i + r), packed_b + j * slice.depth, width_b, at, stride,
+                                       std::min(width_a, block_rows - r), columns, add_to);
+        });
       }
   };
 
@@ -241,8 +231,7 @@ void rounded_gemm(bool transpose_a, bool transpose_b, Index m, Index n, Index k,
   }
   const detail::RoundedOperand left{a, lda, !transpose_a}, right{b, ldb, transpose_b};
   // y = x Wᵀ with fewer rows of x than of W: yᵀ = W xᵀ packs x instead of W.
-  constexpr Index transposed_most = 256;
-  if (transpose_b && m < n && m <= transposed_most)
+  if (transpose_b && m < n && m <= detail::gemm_transposed_most)
     detail::rounded_product<true>(n, m, k, right, left, c, ldc, accumulate);
   else
     detail::rounded_product<false>(m, n, k, left, right, c, ldc, accumulate);

@@ -51,11 +51,6 @@ struct GemmBlocking {
   }
 };
 
-// Rows of C up to which y = x Wᵀ is computed transposed. Writing C transposed touches many pages, and that costs more
-// than packing W when there are many rows to share it.
-inline constexpr Index gemm_transposed_most = 256;
-inline constexpr Index transposed_rows = 64;  // of W at once: four cache lines of each row of C
-
 // An operand of rows × k: element (i, p) at data[i·stride + p], or at data[p·stride + i] unless `inner_contiguous`.
 template <class T>
 struct GemmOperand {
@@ -72,6 +67,7 @@ template <bool TransposedC, class T>
 void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a, const GemmOperand<T>& b, T* c,
                  Index ldc, bool accumulate, const T* bias) {
   using Blocking = GemmBlocking<T>;
+  constexpr Index far_bytes = Index{1} << 20;  // what no second cache holds beside the other operand
   constexpr Index width_a = gemm_rows, width_b = gemm_columns<T>;
   const Blocking block(m, n, depth, !a.inner_contiguous);
   const Index slice_size = block.depth * block.columns, depth_slices = divide_up(k, block.depth);
@@ -110,42 +106,33 @@ void sliced_gemm(Index m, Index n, Index k, Index depth, const GemmOperand<T>& a
     const Index here = all * (part + 1) / block.parts - begin;
     const bool begin_with_bias = bias != nullptr && slice.inner == 0;
     const bool add = accumulate || bias != nullptr || slice.inner > 0;
-    constexpr Index height = TransposedC ? transposed_rows : width_a;
+    constexpr Index height = gemm_block_height<TransposedC>;
     for (Index i = 0; i < rows; i += height)
       for (Index turn = 0; turn < here; ++turn) {
-        const Index j = (begin + (row / block.rows + turn) % here) * width_b;
-        const Index column = slice.column + j, columns = std::min(width_b, slice.columns - j);
-        const auto multiply_at = [&](Index r, T* to, Index stride, bool add_to) {
-          const PanelOfA<T> panel{first.data + r / width_a * panel_step, first.row, first.step,
-                                  a.inner_contiguous && turn == 0 && !rows_share_a_set<T>(a.stride)};
-          multiply_panels(slice.depth, panel, packed_b + j * slice.depth, width_b, to, stride,
-                          std::min(width_a, rows - r), columns, add_to);
-        };
-        if constexpr (TransposedC) {
-          T* const to = c + column * ldc + row + i;
-          if (begin_with_bias) begin_rows(bias + row + i, to, ldc, columns, std::min(height, rows - i));
-          alignas(64) T tile[height * width_b];
-          for (Index r = i; r < std::min(i + height, rows); r += width_a) {
-            if ((r - i) % lanes<T> == 0)
-              for (Index t = 0; t < columns; ++t) RBAR_PREFETCH_WRITE(to + r - i + t * ldc);
-            multiply_at(r, tile + (r - i) * width_b, width_b, false);
-          }
-          for (Index r = 0; r < height && i + r < rows; r += lanes<T>)
-            write_transposed(tile + r * width_b, to + r, ldc, std::min(lanes<T>, rows - i - r), columns, add);
-        } else {
-          T* const to = c + (row + i) * ldc + column;
-          if (begin_with_bias) begin_rows(bias + column, to, ldc, std::min(width_a, rows - i), columns);
-          multiply_at(i, to, ldc, add);
-        }
+        const Index j = (begin + (row / block.rows + turn) % here) * width_b, column = slice.column + j;
+        const Index columns = std::min(width_b, slice.columns - j), block_rows = std::min(height, rows - i);
+        T* const to = TransposedC ? c + column * ldc + row + i : c + (row + i) * ldc + column;
+        if (begin_with_bias && TransposedC)
+          begin_rows(bias + row + i, to, ldc, columns, block_rows);
+        else if (begin_with_bias)
+          begin_rows(bias + column, to, ldc, block_rows, columns);
+        write_block<TransposedC>(block_rows, columns, to, ldc, add, [&](Index r, T* at, Index stride, bool add_to) {
+          const PanelOfA<T> panel{first.data + (i + r) / width_a * panel_step, first.row, first.step,
+                                  first.fetches_next && turn == 0};
+          multiply_panels(slice.depth, panel, packed_b + j * slice.depth, width_b, at, stride,
+                          std::min(width_a, block_rows - r), columns, add_to);
+        });
       }
   };
+  // Short rows of a matrix from afar end before the hardware knows them, and two of them in a page confuse it.
+  const bool fetches_a = m * a.stride * static_cast<Index>(sizeof(T)) > far_bytes && !rows_share_a_set<T>(a.stride);
   const auto multiply = [&](Index number, Index row, Index part) {
     const Slice slice = slice_at(number);
     const Index rows = std::min(block.rows, m - row);
     const T* const packed_b = packed_slice(number);
     const T* const source = a.at(row, slice.inner);
     if (a.inner_contiguous)
-      return multiply_chunk(slice, packed_b, part, row, rows, {source, a.stride, 1}, width_a * a.stride);
+      return multiply_chunk(slice, packed_b, part, row, rows, {source, a.stride, 1, fetches_a}, width_a * a.stride);
     alignas(64) T packed_a[Blocking::max_rows * Blocking::max_packed_depth];
     pack_panels<width_a>(false, source, a.stride, rows, slice.depth, packed_a);
     multiply_chunk(slice, packed_b, part, row, rows, {packed_a, 1, width_a}, width_a * slice.depth);

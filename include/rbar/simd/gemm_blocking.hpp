@@ -24,6 +24,10 @@ constexpr Index gemm_depth(bool transpose_a, Index k) {
   return even_part(k, gemm_max_depth<T>(transpose_a), lanes<T>);
 }
 
+// Rows of C up to which y = x Wᵀ is computed transposed, as yᵀ = W xᵀ. Writing C transposed touches many pages, and
+// that costs more than packing W when there are many rows to share it.
+inline constexpr Index gemm_transposed_most = 256;
+
 // Multiply-adds that pay for a hand-over to another thread.
 inline constexpr Index gemm_min_work = Index{1} << 19;
 

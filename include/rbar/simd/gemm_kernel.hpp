@@ -23,7 +23,7 @@ template <class T>
 struct PanelOfA {
   const T* data;
   Index row, step;
-  bool first_visit = false;  // it comes from afar, where it lies, and so does the next, gemm_rows rows behind
+  bool fetches_next = false;  // ask for the panel that follows, gemm_rows rows behind: it comes from afar
 };
 
 // What a register block does beside its multiply-adds: nothing, pack B, or ask for the next panel of A.
@@ -106,7 +106,7 @@ void multiply_rows(Index depth, PanelOfA<T> a, const T* b, Index b_step, T* c, I
                                              accumulate);
     };
     constexpr Beside most = Rows == gemm_rows ? Beside::fetches_a : Beside::nothing;
-    if (a.first_visit)
+    if (a.fetches_next)
       multiply.template operator()<most>();
     else
       multiply.template operator()<Beside::nothing>();
@@ -209,6 +209,29 @@ void write_transposed(const T* RBAR_RESTRICT block, T* RBAR_RESTRICT c, Index ld
       else
         store_partial(to, accumulate ? load_partial(to, rows) + square[t] : square[t], rows);
     }
+  }
+}
+
+// Rows of C that are written at once: those of a panel of A, or four cache lines of each row of C transposed.
+template <bool TransposedC>
+inline constexpr Index gemm_block_height = TransposedC ? 64 : gemm_rows;
+
+// Up to gemm_block_height × gemm_columns of C, of which (r, j) is c[r·ldc + j], or c[j·ldc + r] with TransposedC.
+// multiply(r, to, stride, accumulate): the panel of A that begins with row r, times a panel of B.
+template <bool TransposedC, class T, class Multiply>
+RBAR_INLINE void write_block(Index rows, Index columns, T* c, Index ldc, bool accumulate, const Multiply& multiply) {
+  if constexpr (TransposedC) {
+    constexpr Index width = gemm_columns<T>;
+    alignas(64) T block[gemm_block_height<true> * width];
+    for (Index r = 0; r < rows; r += gemm_rows) {
+      if (r % lanes<T> == 0)
+        for (Index j = 0; j < columns; ++j) RBAR_PREFETCH_WRITE(c + r + j * ldc);
+      multiply(r, block + r * width, width, false);
+    }
+    for (Index r = 0; r < rows; r += lanes<T>)
+      write_transposed(block + r * width, c + r, ldc, std::min(lanes<T>, rows - r), columns, accumulate);
+  } else {
+    multiply(0, c, ldc, accumulate);
   }
 }
 
