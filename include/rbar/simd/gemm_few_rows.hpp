@@ -70,9 +70,12 @@ void multiply_transposed(Index depth, const T* a, Index a_step, Index a_panel, c
     for (; p <= last; p += line) {
       const Index from = std::min(p + line, last);
       for (Index q = 0; q < line; q += side) {
-        constexpr Index rows_a_step = lanes<T> * side / line;
+        constexpr Index rows_a_step = std::max<Index>(1, lanes<T> * side / line);
         RBAR_UNROLL
-        for (Index j = 0; j < rows_a_step; ++j) copy_line(q / side * rows_a_step + j, from, following);
+        for (Index i = 0; i < rows_a_step; ++i)
+          // Of registers of two numbers, the first steps copy all there is.
+          if (const Index j = q / side * rows_a_step + i; lanes<T> * side >= line || j < lanes<T>)
+            copy_line(j, from, following);
         multiply_square(p + q, [&](Index j) { return current + j * line + q; });
       }
       std::swap(current, following);

@@ -4,46 +4,14 @@
 #pragma once
 
 #include "rbar/simd/batch.hpp"
+#include "rbar/simd/transpose.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 
 namespace rbar::simd {
 
 namespace detail {
-
-// Elements of T in a block of 128 bits. Registers are filled block by block, straight from memory, so
-// that a transpose needs no shuffle across blocks: those are the slow ones.
-template <class T>
-inline constexpr Index block_lanes = 16 / static_cast<Index>(sizeof(T));
-template <class T>
-inline constexpr Index blocks = lanes<T> / block_lanes<T>;
-
-// Block i of the result is read from address(i).
-template <class T, class Address>
-RBAR_INLINE Batch<T> load_blocks(const Address& address) {
-#if defined(__AVX512F__)
-  const auto block = [&](Index i) { return _mm_loadu_ps(reinterpret_cast<const float*>(address(i))); };
-  __m512 value = _mm512_castps128_ps512(block(0));
-  value = _mm512_insertf32x4(value, block(1), 1);
-  value = _mm512_insertf32x4(value, block(2), 2);
-  value = _mm512_insertf32x4(value, block(3), 3);
-  if constexpr (std::is_same_v<T, float>)
-    return Batch<T>(value);
-  else
-    return Batch<T>(_mm512_castps_pd(value));
-#elif defined(__AVX__)
-  if constexpr (std::is_same_v<T, float>)
-    return Batch<T>(
-        _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(address(0))), _mm_loadu_ps(address(1)), 1));
-  else
-    return Batch<T>(
-        _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(address(0))), _mm_loadu_pd(address(1)), 1));
-#else
-  return load(address(0));
-#endif
-}
 
 // The lower and the upper half of a register to two places.
 template <class T>
@@ -60,46 +28,6 @@ RBAR_INLINE void store_halves(T* low, T* high, const Batch<T>& value) {
   std::memcpy(low, buffer, sizeof(buffer) / 2);
   std::memcpy(high, buffer + lanes<T> / 2, sizeof(buffer) / 2);
 #endif
-}
-
-// In each block: a0 b0 a1 b1 ... of the lower (upper) halves of a's and b's block. xsimd's zip means this
-// on registers of one block; on longer ones its versions differ.
-template <bool Upper, class T>
-RBAR_INLINE Batch<T> interleave(const Batch<T>& a, const Batch<T>& b) {
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>)
-    return Batch<T>(Upper ? _mm512_unpackhi_ps(a, b) : _mm512_unpacklo_ps(a, b));
-  else
-    return Batch<T>(Upper ? _mm512_unpackhi_pd(a, b) : _mm512_unpacklo_pd(a, b));
-#elif defined(__AVX__)
-  if constexpr (std::is_same_v<T, float>)
-    return Batch<T>(Upper ? _mm256_unpackhi_ps(a, b) : _mm256_unpacklo_ps(a, b));
-  else
-    return Batch<T>(Upper ? _mm256_unpackhi_pd(a, b) : _mm256_unpacklo_pd(a, b));
-#else
-  if constexpr (Upper)
-    return xsimd::zip_hi(a, b);
-  else
-    return xsimd::zip_lo(a, b);
-#endif
-}
-
-// Transposes in each block the square matrix whose rows are v[0], v[1], ... One round of interleaving v[i]
-// with v[i + Count/2] rotates the address bits (row, lane) by one, so log2(Count) rounds exchange them.
-template <Index Count, class T>
-RBAR_INLINE void transpose_blocks(Batch<T> (&v)[Count]) {
-  static_assert(Count == block_lanes<T>);
-  RBAR_UNROLL
-  for (Index width = 1; width < Count; width *= 2) {
-    Batch<T> w[Count];
-    RBAR_UNROLL
-    for (Index i = 0; i < Count / 2; ++i) {
-      w[2 * i] = interleave<false>(v[i], v[i + Count / 2]);
-      w[2 * i + 1] = interleave<true>(v[i], v[i + Count / 2]);
-    }
-    RBAR_UNROLL
-    for (Index i = 0; i < Count; ++i) v[i] = w[i];
-  }
 }
 
 // panel[p·Width + i] = source[i·stride + p] for i < Group, p < depth; the last of `count` rows stands in for
