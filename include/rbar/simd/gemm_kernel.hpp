@@ -105,11 +105,14 @@ void multiply_rows(Index depth, PanelOfA<T> a, const T* b, Index b_step, T* c, I
       multiply_block<Product, Vectors, Work>(BlockSums<Rows, Vectors>(), depth, a, b, b_step, c, ldc, columns,
                                              accumulate);
     };
-    constexpr Beside most = Rows == gemm_rows ? Beside::fetches_a : Beside::nothing;
-    if (a.fetches_next)
-      multiply.template operator()<most>();
-    else
+    if constexpr (Rows == gemm_rows) {
+      if (a.fetches_next)
+        multiply.template operator()<Beside::fetches_a>();
+      else
+        multiply.template operator()<Beside::nothing>();
+    } else {  // the last rows: nothing follows
       multiply.template operator()<Beside::nothing>();
+    }
     a.data += Rows * a.row, c += Rows * ldc, rows -= Rows;
   }
   if constexpr (Rows > 1)
