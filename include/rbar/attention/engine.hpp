@@ -38,7 +38,7 @@ void require_attention_shapes(std::string_view operation, const HeadsView<const 
 template <class T>
 Index tiles_per_job(const HeadsView<const T>& key, const HeadsView<const T>& value, Index sets, Index tiles) {
   if (!lies_apart(key) && !lies_apart(value)) return 1;
-  return std::clamp<Index>(sets * tiles / tasks_for_threads(), 1, std::clamp<Index>(tiles, 1, 16));
+  return std::clamp<Index>(sets * tiles / tasks_for_threads(), 1, std::max<Index>(tiles, 1));
 }
 
 inline Index jobs_per_chunk(Index work) { return std::max<Index>(1, min_job_work / std::max<Index>(1, work)); }

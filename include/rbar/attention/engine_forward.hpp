@@ -107,11 +107,11 @@ struct ForwardTile {
       const auto [from, length, v, v_end, masked] = strips[s];
       if (few) {
         multiply_few(first + from, length, scores + from * width);
-      } else if (!masked && (v_end - v) % simd::tile_vectors == 0 && length % simd::tile_rows == 0) {
+      } else if (!masked && (v_end - v) % simd::tile_vectors == 0) {
         simd::tile_product_into<simd::Lies::by_rows>(
             length, (v_end - v) * lanes, key.dim, rows.keys.at(first + from), rows.keys.stride, queries + v * lanes,
             width, [&, key_begin = from, lane_begin = v * lanes](Index row, Index column, const auto& dots) {
-              if (fetches_next && column == 0) rows.fetch_next(first + key_begin + row, simd::tile_rows);
+              if (fetches_next && column == 0) rows.fetch_next(first + key_begin + row, std::ssize(dots));
               take_logits(dots, key_begin + row, (lane_begin + column) / lanes, first);
             });
         continue;

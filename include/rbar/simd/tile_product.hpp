@@ -72,21 +72,37 @@ RBAR_INLINE void tile_block(Index depth, const T* a, Index lda, const T* b, Inde
   }
 }
 
+// body(rows, first), rows a constant, over all m rows: blocks of Rows, then single ones. Of sixes as many give way to
+// fours as leave the fewest rows alone; tiles have multiples of 16 rows, as a rule.
+template <int Rows, class Body>
+RBAR_INLINE void visit_row_blocks(Index m, const Body& body) {
+  Index row = 0;
+  if constexpr (Rows == 6) {
+    const Index rest = m % 6, fours = rest >= 4 ? 1 : rest >= 2 && m >= 8 ? 2 : 0;
+    for (; row < (m - 4 * fours) / 6 * 6; row += 6) body(std::integral_constant<int, 6>{}, row);
+    for (Index four = 0; four < fours; ++four, row += 4) body(std::integral_constant<int, 4>{}, row);
+  } else {
+    for (; row + Rows <= m; row += Rows) body(std::integral_constant<int, Rows>{}, row);
+  }
+  for (; row < m; ++row) body(std::integral_constant<int, 1>{}, row);
+}
+
 template <bool Accumulate, bool Tail, int Rows, int Vectors, Lies A, class T>
 RBAR_NOINLINE void tile_columns(Index m, Index depth, const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc,
                                 Index tail = 0) {
   const Index a_row = A == Lies::by_rows ? lda : 1;
-  for (; m >= Rows; m -= Rows, a += Rows * a_row, c += Rows * ldc)
-    tile_block<Accumulate, Tail, Rows, Vectors, A>(depth, a, lda, b, ldb, c, ldc, tail, WriteBlock{});
-  for (; m > 0; --m, a += a_row, c += ldc)
-    tile_block<Accumulate, Tail, 1, Vectors, A>(depth, a, lda, b, ldb, c, ldc, tail, WriteBlock{});
+  visit_row_blocks<Rows>(m, [&](auto rows, Index row) RBAR_INLINE_LAMBDA {
+    tile_block<Accumulate, Tail, rows(), Vectors, A>(depth, a + row * a_row, lda, b, ldb, c + row * ldc, ldc, tail,
+                                                     WriteBlock{});
+  });
 }
 
 }  // namespace detail
 
-// Widest register block: 4 rows × 4 vectors of 32 registers, 4 × 2 of 16; narrower ones are 8 rows high.
+// Widest register block: 4 rows × 4 vectors of 32 registers, 6 × 2 of 16, which two multiply-adds a cycle with a
+// latency of 4 need more than 8 sums for; narrower ones are 8 rows high.
 inline constexpr int tile_vectors = register_count == 32 ? 4 : 2;
-inline constexpr int tile_rows = 4;
+inline constexpr int tile_rows = register_count == 32 ? 4 : 6;
 
 template <bool Accumulate, Lies A, class T>
 void tile_product(Index m, Index n, Index depth, const T* a, Index lda, const T* b, Index ldb, T* c, Index ldc) {
@@ -105,16 +121,17 @@ void tile_product(Index m, Index n, Index depth, const T* a, Index lda, const T*
   if (n > 0) detail::tile_columns<Accumulate, true, 4, 1, A>(m, depth, a, lda, b, ldb, c, ldc, n);
 }
 
-// The same product, without C: `finish(row, column, sum)` takes every block of tile_rows × tile_vectors registers while
-// they are still that. m and n are multiples of the block.
+// The same product, without C: `finish(row, column, sum)` takes every block of up to tile_rows × tile_vectors registers
+// while they are still that. n is a multiple of such a block's columns.
 template <Lies A, class T, class Finish>
 RBAR_NOINLINE void tile_product_into(Index m, Index n, Index depth, const T* a, Index lda, const T* b, Index ldb,
                                      const Finish& finish) {
   const Index a_row = A == Lies::by_rows ? lda : 1;
   for (Index column = 0; column < n; column += tile_vectors * lanes<T>)
-    for (Index row = 0; row < m; row += tile_rows)
-      detail::tile_block<false, false, tile_rows, tile_vectors, A, T>(
+    detail::visit_row_blocks<tile_rows>(m, [&](auto rows, Index row) RBAR_INLINE_LAMBDA {
+      detail::tile_block<false, false, rows(), tile_vectors, A, T>(
           depth, a + row * a_row, lda, b + column, ldb, nullptr, 0, 0, [&](auto& sum) { finish(row, column, sum); });
+    });
 }
 
 }  // namespace rbar::simd
