@@ -349,10 +349,10 @@ struct CGTStack {
     if (end > room) {
       Tensor<T, 3> larger(batch, std::min(std::max<Index>({end, 2 * room, 64}), config.max_seq_len), dim);
       for (Index b = 0; state.position > 0 && b < batch; ++b)
-        std::copy_n(&state.history(b, 0, 0), state.position * dim, &larger(b, 0, 0));
+        bulk_copy(&state.history(b, 0, 0), state.position * dim, &larger(b, 0, 0));
       state.history = std::move(larger);
     }
-    for (Index b = 0; b < batch; ++b) std::copy_n(&h(b, 0, 0), tokens * dim, &state.history(b, state.position, 0));
+    for (Index b = 0; b < batch; ++b) bulk_copy(&h(b, 0, 0), tokens * dim, &state.history(b, state.position, 0));
     state.position = end;
   }
 };
