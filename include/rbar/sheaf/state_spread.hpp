@@ -29,9 +29,7 @@ void relative_spread(std::type_identity_t<ConstTensorView<T, 3>> hidden, Context
         const T* state = hidden.data() + (b * tokens + i) * dim;
         const double count = static_cast<double>(moments.seen + i + 1);
         detail::absorb_key(state, state, dim, 1 / count, mean, deviation);
-        double lanes[detail::moment_lanes] = {};
-        for (Index d = 0; d < dim; ++d) lanes[d % detail::moment_lanes] += mean[d] * mean[d];
-        const double total = deviation + count * detail::add_lanes(lanes);  // Σ‖h‖² = M + n‖h̄‖²
+        const double total = deviation + count * detail::square_norm(mean, dim);  // Σ‖h‖² = M + n‖h̄‖²
         const bool alone = moments.seen + i == 0;
         spread(b, i) = static_cast<T>(alone ? 1 + 0 * total : total > 0 ? deviation / total : 0 * total);
       }

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "rbar/sheaf/restriction_map.hpp"
+#include "rbar/simd/batch.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -70,32 +71,45 @@ struct ContextMoments {
 
 namespace detail {
 
-inline constexpr Index moment_lanes = 8;  // doubles that are added side by side
-
-inline double add_lanes(double* sum) {
-  for (Index width = moment_lanes / 2; width > 0; width /= 2)
-    for (Index i = 0; i < width; ++i) sum[i] += sum[i + width];
-  return sum[0];
-}
-
 // One token's turn of the recurrence: takes its key in, returns ‖q − k̄‖² for the k̄ that includes it.
 template <class T>
-RBAR_INLINE double absorb_key(const T* RBAR_RESTRICT query, const T* RBAR_RESTRICT key, Index dim, double weight,
-                              double* RBAR_RESTRICT mean, double& square_deviation) {
-  double distance[moment_lanes] = {}, deviation[moment_lanes] = {};
-  const auto feature = [&](Index d, Index lane) {
-    const double delta = static_cast<double>(key[d]) - mean[d];
-    mean[d] += delta * weight;
-    deviation[lane] += delta * (static_cast<double>(key[d]) - mean[d]);
-    const double residual = static_cast<double>(query[d]) - mean[d];
-    distance[lane] += residual * residual;
+RBAR_INLINE double absorb_key(const T* query, const T* key, Index dim, double weight, double* mean,
+                              double& square_deviation) {
+  using Double = simd::Batch<double>;
+  constexpr Index lanes = simd::lanes<double>;
+  const Double share = simd::broadcast(weight);
+  Double distance = simd::zero<double>(), deviation = distance;
+  const auto absorb = [&](const Double& q, const Double& k, const Double& before) RBAR_INLINE_LAMBDA {
+    const Double delta = k - before, moved = simd::multiply_add(delta, share, before), residual = q - moved;
+    deviation = simd::multiply_add(delta, k - moved, deviation);
+    distance = simd::multiply_add(residual, residual, distance);
+    return moved;
   };
   Index d = 0;
-  for (; d + moment_lanes <= dim; d += moment_lanes)
-    for (Index lane = 0; lane < moment_lanes; ++lane) feature(d + lane, lane);
-  for (; d < dim; ++d) feature(d, 0);
-  square_deviation += add_lanes(deviation);
-  return add_lanes(distance);
+  for (; d + lanes <= dim; d += lanes)
+    simd::store(mean + d, absorb(simd::load_as_double(query + d), simd::load_as_double(key + d), simd::load(mean + d)));
+  if (const Index left = dim - d; left > 0)  // lanes that are not there have q = k = k̄ = 0 and add nothing
+    simd::store_partial(mean + d,
+                        absorb(simd::load_partial_as_double(query + d, left),
+                               simd::load_partial_as_double(key + d, left), simd::load_partial(mean + d, left)),
+                        left);
+  square_deviation += simd::reduce_add(deviation);
+  return simd::reduce_add(distance);
+}
+
+// ‖k̄‖²
+inline double square_norm(const double* mean, Index dim) {
+  simd::Batch<double> sum = simd::zero<double>();
+  Index d = 0;
+  for (; d + simd::lanes<double> <= dim; d += simd::lanes<double>) {
+    const simd::Batch<double> part = simd::load(mean + d);
+    sum = simd::multiply_add(part, part, sum);
+  }
+  if (d < dim) {
+    const simd::Batch<double> part = simd::load_partial(mean + d, dim - d);
+    sum = simd::multiply_add(part, part, sum);
+  }
+  return simd::reduce_add(sum);
 }
 
 }  // namespace detail

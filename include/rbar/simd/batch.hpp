@@ -15,7 +15,7 @@
 #include <limits>
 #include <type_traits>
 
-#if defined(__AVX512F__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -112,6 +112,29 @@ RBAR_INLINE void store_partial(T* data, const Batch<T>& value, Index count) {
   alignas(64) T buffer[lanes<T>];
   value.store_aligned(buffer);
   for (Index i = 0; i < count; ++i) data[i] = buffer[i];
+}
+
+// As many elements as a register holds doubles, in double.
+template <class T>
+RBAR_INLINE Batch<double> load_as_double(const T* data) {
+  if constexpr (std::is_same_v<T, double>) return load(data);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return Batch<double>(_mm512_cvtps_pd(_mm256_loadu_ps(data)));
+#elif defined(__AVX__)
+  if constexpr (std::is_same_v<T, float>) return Batch<double>(_mm256_cvtps_pd(_mm_loadu_ps(data)));
+#elif defined(__SSE2__)
+  if constexpr (std::is_same_v<T, float>) return Batch<double>(_mm_cvtps_pd(_mm_setr_ps(data[0], data[1], 0, 0)));
+#endif
+  alignas(64) double buffer[lanes<double>];
+  for (Index i = 0; i < lanes<double>; ++i) buffer[i] = static_cast<double>(data[i]);
+  return Batch<double>::load_aligned(buffer);
+}
+// The first `count` < lanes of them; the other lanes are 0.
+template <class T>
+RBAR_INLINE Batch<double> load_partial_as_double(const T* data, Index count) {
+  alignas(64) double buffer[lanes<double>];
+  for (Index i = 0; i < lanes<double>; ++i) buffer[i] = i < count ? static_cast<double>(data[i]) : 0;
+  return Batch<double>::load_aligned(buffer);
 }
 
 // Asks for a row before its turn: rows that lie far apart are what no hardware looks ahead for.
