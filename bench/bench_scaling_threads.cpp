@@ -7,7 +7,8 @@
 // status 1 where one does not.
 //
 //   --threads 1,2,4,8,16   by default powers of two up to the hardware's threads
-//   --only a,b             models whose name contains a or b      --layers N   --repeats N
+//   --only a,b             models whose name contains a or b      --layers N
+//   --repeats N            the best of so many; of prompts, of those in half a second at least
 //   --rows FILE            measures nothing: charts of what earlier runs wrote, their CSV files one after another
 #include "scaling.hpp"
 #include "support.hpp"
@@ -174,8 +175,12 @@ struct Workload {
   }
 
   double repeated(auto&& body) const {
-    double best = HUGE_VAL;
-    for (long i = 0; i < options.count("repeats"); ++i) best = std::min(best, bench::best_seconds(body, 1));
+    double best = HUGE_VAL, spent = 0;
+    for (long i = 0; i < options.count("repeats") || spent < least_seconds; ++i) {
+      const double seconds = bench::best_seconds(body, 1);
+      best = std::min(best, seconds);
+      spent += seconds;
+    }
     return best;
   }
   void record(Task task, Index tokens, double seconds, const Digest& digest, double dense_flops = 0) {
@@ -199,6 +204,8 @@ struct Workload {
 
  public:
   static constexpr Index new_tokens = 64;
+  // A prompt of few milliseconds is over before the machine has once left all threads alone.
+  static constexpr double least_seconds = 0.5;
 };
 
 struct Run {
